@@ -20,7 +20,8 @@ GREY = "#7A8694"
 # Fills, not lines: the color of what is there but not the point.
 LIGHT = "#E6EBF0"
 
-STYLE: dict[str, Any] = {
+# Any: Matplotlib types the keys as one long Literal, which a dict of strings does not match.
+STYLE: Any = {
     # White and opaque: a figure must be readable on JupyterLab's dark page too.
     "figure.facecolor": "white",
     "axes.facecolor": "white",
