@@ -1,3 +1,10 @@
 """course_lib: a library that grows, day by day, into an LLM inference engine, and the answer key of the course."""
 
+import os
+
 __version__ = "0.1.0"
+
+if os.environ.get("PARTS") == "mine":
+    from course_lib import parts
+
+    parts.install_substitution()
