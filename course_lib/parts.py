@@ -1,12 +1,15 @@
-"""Parts: the functions, classes and methods of course_lib that a learner re-creates, and whose version is in use.
+"""Parts: the functions, classes and methods of course_lib that a learner re-creates, and whose version is in
+use.
 
-With PARTS=reference (the default) the mark `@exercise` only registers its object: no wrapper, no cost. With PARTS=mine,
-set before course_lib is imported and inherited by worker processes, the mark returns the learner's object in its place
-*at definition*, so that whatever refers to it later (partials, tables, subclasses, default arguments) gets the learner's
-too. Rebinding names after import would miss those. Changing parts takes a fresh process.
+With PARTS=reference (the default) the mark `@exercise` only registers its object: no wrapper, no cost. With
+PARTS=mine, set before course_lib is imported and inherited by worker processes, the mark returns the
+learner's object in its place *at definition*, so that whatever refers to it later (partials, tables,
+subclasses, default arguments) gets the learner's too. Rebinding names after import would miss those. Changing
+parts takes a fresh process.
 
-The learner's sources lie in `course_lib/mine/`: an index and one file a part, which `save_mine` writes after the part
-has passed its checks. A file that does not load never breaks the engine: the reference stays, one line says why.
+The learner's sources lie in `course_lib/mine/`: an index and one file a part, which `save_mine` writes after
+the part has passed its checks. A file that does not load never breaks the engine: the reference stays, one
+line says why.
 """
 
 import __future__
@@ -36,7 +39,9 @@ _NOTEBOOK_ONLY = ("course_lib.classroom", "course_lib.parts")
 
 @dataclass(frozen=True)
 class Part:
-    """A registered part. `key` is `module:qualname`; `obj` is the object in use, `reference` the library's own."""
+    """A registered part. `key` is `module:qualname`; `obj` is the object in use, `reference` the library's
+    own.
+    """
 
     key: str
     module: str
@@ -52,7 +57,9 @@ _OWNERS: dict[str, Owner] = {}
 
 
 def parts_mode() -> Literal["reference", "mine"]:
-    """Whose parts this process runs, from the environment variable PARTS. ValueError on anything but the two."""
+    """Whose parts this process runs, from the environment variable PARTS. ValueError on anything but the
+    two.
+    """
     mode = os.environ.get("PARTS") or "reference"
     if mode not in ("reference", "mine"):
         raise ValueError(
@@ -62,7 +69,9 @@ def parts_mode() -> Literal["reference", "mine"]:
 
 
 def owner(key: str) -> Owner:
-    """Whose version of the part `module:qualname` is in use in this process. KeyError if no such part is registered."""
+    """Whose version of the part `module:qualname` is in use in this process. KeyError if no such part is
+    registered.
+    """
     if key not in REGISTRY:
         raise KeyError(f"{key} is no registered part; is its module imported?")
     return _OWNERS[key]
@@ -76,8 +85,9 @@ def mine_folder() -> Path:
 def exercise(day: int, name: str | None = None) -> Callable[[T], T]:
     """Mark a function, class or method as the part that day `day` asks for. Innermost decorator.
 
-    Decorators above the mark are the library's and apply to the learner's object as well; those below it belong to the
-    exercise. `name` overrides the public name, which otherwise is the dotted path from course_lib through re-exports.
+    Decorators above the mark are the library's and apply to the learner's object as well; those below it
+    belong to the exercise. `name` overrides the public name, which otherwise is the dotted path from
+    course_lib through re-exports.
     """
 
     def mark(reference: T) -> T:
@@ -88,7 +98,7 @@ def exercise(day: int, name: str | None = None) -> Callable[[T], T]:
             used = _substitute(key, reference, sys._getframe(1))
         _OWNERS[key] = "reference" if used is reference else "yours"
         REGISTRY[key] = Part(key, module, qualname, day, used, name, reference)
-        return used  # type: ignore[no-any-return]
+        return used
 
     return mark
 
@@ -96,9 +106,9 @@ def exercise(day: int, name: str | None = None) -> Callable[[T], T]:
 def method_of(cls: type) -> Callable[[T], T]:
     """Attach the function below to `cls`, in place of the method of that name.
 
-    An exercise shows a method as a bare function that takes `self`. If it uses `super()` or a private `self.__name`, it
-    is compiled again inside a shell of the class, since both get their meaning from the class around them. A property,
-    staticmethod or classmethod of that name stays one.
+    An exercise shows a method as a bare function that takes `self`. If it uses `super()` or a private
+    `self.__name`, it is compiled again inside a shell of the class, since both get their meaning from the
+    class around them. A property, staticmethod or classmethod of that name stays one.
     """
 
     def attach(function: T) -> T:
@@ -120,7 +130,7 @@ def method_of(cls: type) -> Callable[[T], T]:
             setattr(cls, plain.__name__, type(old)(plain))
         else:
             setattr(cls, plain.__name__, plain)
-        return plain  # type: ignore[no-any-return]
+        return plain
 
     return attach
 
@@ -148,7 +158,9 @@ def _needs_class(code: types.CodeType) -> bool:
 def _compile_in_class(
     node: ast.stmt, class_name: str, namespace: dict[str, Any], filename: str, flags: int = 0
 ) -> tuple[types.FunctionType, types.CellType | None]:
-    """The function `node` compiled as a method of a class of that name, and its `__class__` cell if it has one."""
+    """The function `node` compiled as a method of a class of that name, and its `__class__` cell if it has
+    one.
+    """
     shell = ast.parse(f"class {class_name}: pass").body[0]
     assert isinstance(shell, ast.ClassDef)
     ast.copy_location(shell, node)
@@ -156,7 +168,7 @@ def _compile_in_class(
     tree = ast.fix_missing_locations(ast.Module([shell], []))
     missing = object()
     before = namespace.get(class_name, missing)
-    exec(compile(tree, filename, "exec", flags=flags, dont_inherit=True), namespace)  # noqa: S102
+    exec(compile(tree, filename, "exec", flags=flags, dont_inherit=True), namespace)
     function = namespace[class_name].__dict__[node.name]  # type: ignore[attr-defined]
     if before is missing:
         del namespace[class_name]
@@ -231,7 +243,7 @@ def _substitute(key: str, reference: Any, frame: types.FrameType) -> Any:
     path = mine_folder() / str(entry.get("file"))
     try:
         return _load_mine(path, entry, reference, frame)
-    except (Exception, SystemExit) as problem:  # noqa: BLE001
+    except (Exception, SystemExit) as problem:
         line = problem.lineno if isinstance(problem, SyntaxError) else _line_in(path, problem)
         where = f", line {line}" if line else ""
         reason = problem.msg if isinstance(problem, SyntaxError) else str(problem)
@@ -281,7 +293,7 @@ def _load_mine(path: Path, entry: dict[str, Any], reference: Any, frame: types.F
             continue
         code = compile(ast.Module([node], []), str(path), "exec", flags=flags, dont_inherit=True)
         try:
-            exec(code, namespace)  # noqa: S102
+            exec(code, namespace)
         except ImportError:
             # The library is half imported here; what it does not offer yet is asked for again at its end.
             if not _imports_library(node):
@@ -316,7 +328,7 @@ def _finish(module: types.ModuleType) -> None:
     for pending in _PENDING.pop(module.__name__, []):
         for node in pending.imports:
             try:
-                exec(compile(ast.Module([node], []), str(pending.path), "exec"), pending.namespace)  # noqa: S102
+                exec(compile(ast.Module([node], []), str(pending.path), "exec"), pending.namespace)
             except ImportError as problem:
                 _warn(f"{pending.path}, line {node.lineno}: {problem}")
         for name, value in vars(module).items():
@@ -339,7 +351,7 @@ class _FinishingLoader(importlib.abc.Loader):
         return getattr(self.loader, name)
 
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> types.ModuleType | None:
-        return self.loader.create_module(spec)  # type: ignore[no-any-return]
+        return self.loader.create_module(spec)
 
     def exec_module(self, module: types.ModuleType) -> None:
         self.loader.exec_module(module)
@@ -359,7 +371,9 @@ class _Finder(importlib.abc.MetaPathFinder):
 
 
 def install_substitution() -> None:
-    """Watch imports of course_lib for parts to finish. Called by course_lib/__init__ with PARTS=mine, before any module that holds parts is imported."""
+    """Watch imports of course_lib for parts to finish. Called by course_lib/__init__ with PARTS=mine, before
+    any module that holds parts is imported.
+    """
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Finder())
 
@@ -367,8 +381,9 @@ def install_substitution() -> None:
 def save_mine(name: str, cell: str, *, key: str, day: int, setup: str = "") -> Path:
     """Keep the learner's exercise cell of the part `name` as theirs, and return its file.
 
-    `key` is the part's `module:qualname`, `setup` the lesson's set-up cell. What is overwritten with something else is
-    copied to `.course/backups/` first. Raises SyntaxError, and keeps nothing, if the two cells are no Python.
+    `key` is the part's `module:qualname`, `setup` the lesson's set-up cell. What is overwritten with
+    something else is copied to `.course/backups/` first. Raises SyntaxError, and keeps nothing, if the two
+    cells are no Python.
     """
     folder = mine_folder()
     text = f"# Your {name}, from day {day}. Written by `make check-day {day}` when it passed.\n"
@@ -405,7 +420,7 @@ def back_up(path: Path) -> Path:
         copy = folder / f"{stamp}-{number}-{path.name}"
         try:
             # Exclusive creation: two processes that save at once never share a name.
-            with open(copy, "xb") as out:
+            with copy.open("xb") as out:
                 out.write(path.read_bytes())
             return copy
         except FileExistsError:
@@ -416,4 +431,4 @@ def back_up(path: Path) -> Path:
 def _write(path: Path, text: str) -> None:
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     draft.write_text(text, encoding="utf-8")
-    os.replace(draft, path)
+    draft.replace(path)

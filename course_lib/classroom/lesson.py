@@ -1,8 +1,9 @@
 """The parser of `lesson.md`, the one source of a day.
 
-A lesson is Markdown with a YAML front matter under the root key `jupyter:`. Fenced blocks whose language is `python`
-are cells; the first `key="value"` pair of the info string says what kind of cell. Everything else is prose. A fence that
-is not understood is an error at its line: jupytext, which reads the same format, turns it silently into a plain cell.
+A lesson is Markdown with a YAML front matter under the root key `jupyter:`. Fenced blocks whose language is
+`python` are cells; the first `key="value"` pair of the info string says what kind of cell. Everything else is
+prose. A fence that is not understood is an error at its line: jupytext, which reads the same format, turns it
+silently into a plain cell.
 """
 
 import ast
@@ -14,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import yaml  # type: ignore[import-untyped]
+import yaml
 
 SECTIONS = (
     "Where you are",
@@ -84,7 +85,9 @@ class Check:
 
 @dataclass(frozen=True)
 class Wrong:
-    """A plausible wrong solution (a whole exercise cell), or a typical wrong answer of a quiz, and what is wrong with it."""
+    """A plausible wrong solution (a whole exercise cell), or a typical wrong answer of a quiz, and what is
+    wrong with it.
+    """
 
     exercise: str
     says: str
@@ -95,11 +98,13 @@ class Wrong:
 
 @dataclass
 class Exercise:
-    """Everything about one exercise. `number` counts within the day: exercises 1.., questions 1.., the warm-up 0.
+    """Everything about one exercise. `number` counts within the day: exercises 1.., questions 1.., the
+    warm-up 0.
 
-    `part` is the part's public name (`tokenizer.merge_pair`), for a repair exercise that of the part it repairs, for a
-    quiz None. `tolerance` of a quiz: `{"kind": "number", "rtol": 0.02}`. `options` of a choice: `{"a": "text", ...}`.
-    `home` is the day whose lesson holds stub, hints, checks and wrongs: an earlier one for a warm-up, else the day itself.
+    `part` is the part's public name (`tokenizer.merge_pair`), for a repair exercise that of the part it
+    repairs, for a quiz None. `tolerance` of a quiz: `{"kind": "number", "rtol": 0.02}`. `options` of a
+    choice: `{"a": "text", ...}`. `home` is the day whose lesson holds stub, hints, checks and wrongs: an
+    earlier one for a warm-up, else the day itself.
     """
 
     name: str
@@ -128,9 +133,10 @@ class Exercise:
 class Block:
     """A piece of the lesson in document order, which becomes a cell or a part of one.
 
-    `kind`: "prose", "code", "exercise", "warmup", "quiz", "drill". Skeletons, hints, checks and wrongs live in their
-    `Exercise`. `name` is stable and unique in the day: cell ids derive from it. `flags` holds keys and flags of a code
-    cell (`volatile`, `solved`, `predict`, `sample`). `section` is 0 before the first numbered heading.
+    `kind`: "prose", "code", "exercise", "warmup", "quiz", "drill". Skeletons, hints, checks and wrongs live
+    in their `Exercise`. `name` is stable and unique in the day: cell ids derive from it. `flags` holds keys
+    and flags of a code cell (`volatile`, `solved`, `predict`, `sample`). `section` is 0 before the first
+    numbered heading.
     """
 
     kind: str
@@ -143,7 +149,9 @@ class Block:
 
 @dataclass
 class Lesson:
-    """A parsed day. `order` lists the exercises' names as they come; `together` the checks that run all parts at once."""
+    """A parsed day. `order` lists the exercises' names as they come; `together` the checks that run all
+    parts at once.
+    """
 
     day: int
     title: str
@@ -159,7 +167,7 @@ class Lesson:
 
 
 def root() -> Path:
-    """The course's folder, which holds days/, solutions/ and checks/: COURSE_ROOT, or where course_lib lies."""
+    """The folder that holds days/, solutions/ and checks/: COURSE_ROOT, or where course_lib lies."""
     return Path(os.environ.get("COURSE_ROOT") or Path(__file__).resolve().parents[2])
 
 
@@ -170,7 +178,9 @@ def available_days(base: Path | None = None) -> list[int]:
 
 
 def find_day(day: int, base: Path | None = None) -> Path:
-    """The folder `solutions/day_NN_*` of a day. FileNotFoundError, with the days there are, if it has no lesson."""
+    """The folder `solutions/day_NN_*` of a day. FileNotFoundError, with the days there are, if it has no
+    lesson.
+    """
     base = base or root()
     found = sorted(p for p in (base / "solutions").glob(f"day_{day:02d}_*") if (p / "lesson.md").is_file())
     if len(found) > 1:
@@ -182,7 +192,9 @@ def find_day(day: int, base: Path | None = None) -> Path:
 
 
 def load_lesson(source: Path | str | int) -> Lesson:
-    """Read a lesson by its day, its folder or its file. LessonError at file:line if anything is not understood."""
+    """Read a lesson by its day, its folder or its file. LessonError at file:line if anything is not
+    understood.
+    """
     path = find_day(source) / "lesson.md" if isinstance(source, int) else Path(source)
     if path.is_dir():
         path = path / "lesson.md"
@@ -381,7 +393,7 @@ class _Parser:
             if not match:
                 raise self.error(
                     fence.line,
-                    f'cannot read the info string at {rest[at:].strip()!r}: write key="value", key=number or a flag',
+                    f'cannot read {rest[at:].strip()!r} in the info string: write key="value", key=number or a flag',
                 )
             key, value, flag = match.groups()
             if (key or flag) in found:
