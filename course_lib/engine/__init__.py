@@ -1,0 +1,12 @@
+"""The engine: from messages to streamed text."""
+
+from course_lib.lazy import lazy_exports
+
+__getattr__ = lazy_exports(
+    __name__,
+    {
+        "course_lib.decode.sampler": ["SamplingParams"],
+        "course_lib.engine.chat_template": ["ChatTemplate"],
+        "course_lib.engine.llm": ["LLM", "Completion"],
+    },
+)

@@ -1,0 +1,145 @@
+"""The terminal: one answer with --prompt, otherwise a conversation.
+
+Only the answer goes to stdout; what the engine has to say about itself goes to stderr, so that
+`python -m course_lib.engine --prompt ... > answer.txt` writes the answer and nothing else.
+"""
+
+import contextlib
+import sys
+import time
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+if TYPE_CHECKING:
+    from course_lib.decode.sampler import SamplingParams
+    from course_lib.engine.llm import LLM, Completion, Stream
+
+app = typer.Typer(add_completion=False, rich_markup_mode="rich")
+console = Console(stderr=True, highlight=False)
+
+HELP = "/reset forgets the conversation, /exit leaves, Ctrl-C stops an answer."
+
+
+@app.command()
+def main(
+    prompt: Annotated[str | None, typer.Option(help="Answer this and end. Without it: a chat.")] = None,
+    model: Annotated[str, typer.Option(help="smollm2, or the path of a GGUF file.")] = "smollm2",
+    max_tokens: Annotated[int, typer.Option(min=1, help="End an answer after so many tokens.")] = 512,
+    temperature: Annotated[float, typer.Option(min=0, help="0: always the most probable token.")] = 0.0,
+    top_k: Annotated[int, typer.Option(min=0, help="Draw from the k most probable tokens (0: all).")] = 0,
+    top_p: Annotated[float, typer.Option(help="Draw from the most probable tokens that hold this share.")] = 1.0,
+    min_p: Annotated[float, typer.Option(help="Draw from tokens this probable, relative to the best.")] = 0.0,
+    seed: Annotated[int | None, typer.Option(min=0, help="The same seed gives the same text.")] = None,
+    system: Annotated[str | None, typer.Option(help="The system message.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")] = "auto",
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
+) -> None:
+    """Run a language model on this machine: one answer with --prompt, otherwise a conversation."""
+    started = time.perf_counter()
+    from course_lib import assets
+    from course_lib.decode.sampler import SamplingParams
+    from course_lib.engine.llm import LLM
+    from course_lib.model.errors import CheckpointError
+
+    if prompt is None and not sys.stdin.isatty():
+        prompt = sys.stdin.read().strip()
+    try:
+        if prompt is not None and not prompt.strip():
+            raise ValueError("The prompt is empty: there is nothing to answer.")
+        params = SamplingParams(temperature, top_k, top_p, min_p, seed, max_tokens)
+        llm = LLM(model, device, dtype, threads)
+        introduce(llm, time.perf_counter() - started)
+        opening = [{"role": "system", "content": system}] if system else []
+        if prompt is not None:
+            answer(llm, [*opening, {"role": "user", "content": prompt}], params)
+        else:
+            converse(llm, opening, params)
+    except (CheckpointError, ValueError, assets.AssetError) as error:
+        console.print(f"[red]{escape(str(error))}[/]")
+        raise typer.Exit(1) from None
+
+
+def introduce(llm: "LLM", seconds: float) -> None:
+    """Say what was chosen and why."""
+    console.print(
+        f"[bold]{escape(llm.name)}[/]: {llm.config.parameters / 1e6:.0f}M parameters, {llm.config.num_hidden_layers} layers, "
+        f"context {llm.config.max_position_embeddings}; ready in {seconds:.1f} s",
+        style="dim",
+    )
+    console.print("; ".join(llm.choice.lines()), style="dim")
+    if line := owners():
+        console.print(line, style="dim")
+
+
+def owners() -> str:
+    """With PARTS=mine: which of the parts that this run has loaded are the learner's."""
+    from course_lib import parts
+
+    if parts.parts_mode() != "mine":
+        return ""
+    yours = sorted(part.name or part.qualname for key, part in parts.REGISTRY.items() if parts.owner(key) == "yours")
+    return f"parts: {len(yours)} of {len(parts.REGISTRY)} yours" + (f" ({', '.join(yours)})" if yours else "")
+
+
+def answer(llm: "LLM", messages: Iterable[dict[str, str]], params: "SamplingParams") -> "Completion":
+    """Stream one answer to stdout; Ctrl-C ends the answer. Returns what came."""
+    stream = llm.stream(list(messages), params)
+    with contextlib.suppress(KeyboardInterrupt):
+        show(stream)
+    sys.stdout.write("\n")
+    sys.stdout.flush()
+    console.print(statistics(stream.completion), style="dim")
+    return stream.completion
+
+
+def show(stream: "Stream") -> None:
+    for piece in stream:
+        sys.stdout.write(piece)
+        sys.stdout.flush()
+
+
+def statistics(completion: "Completion") -> str:
+    reused = f" ({completion.reused} of them kept from before)" if completion.reused else ""
+    ending = {"stop": "", "length": "; cut at the token limit", "cancelled": "; stopped"}[completion.finish_reason]
+    return (
+        f"{completion.prompt_tokens} tokens read{reused}, first token after {completion.time_to_first_token:.2f} s; "
+        f"{len(completion.token_ids)} tokens written at {completion.tokens_per_second:.1f} tokens/s{ending}"
+    )
+
+
+def converse(llm: "LLM", opening: list[dict[str, str]], params: "SamplingParams") -> None:
+    """Read a line, answer it, remember both; until /exit or Ctrl-D."""
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401  # gives input() its arrow keys and history
+    console.print(HELP, style="dim")
+    messages = list(opening)
+    while True:
+        try:
+            line = input("> ").strip()
+        except EOFError:
+            sys.stdout.write("\n")
+            return
+        except KeyboardInterrupt:
+            console.print("\n/exit or Ctrl-D leaves.", style="dim")
+            continue
+        if line == "/exit":
+            return
+        if line == "/reset":
+            messages = list(opening)
+            console.print("Forgotten.", style="dim")
+        elif line.startswith("/"):
+            console.print(f"There is no command {escape(line)}. {HELP}", style="dim")
+        elif line:
+            messages.append({"role": "user", "content": line})
+            try:
+                completion = answer(llm, messages, params)
+            except ValueError as error:  # the conversation no longer fits
+                messages.pop()
+                console.print(f"[red]{escape(str(error))}[/] /reset starts afresh.")
+            else:
+                messages.append({"role": "assistant", "content": completion.text})

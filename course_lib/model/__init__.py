@@ -1,0 +1,14 @@
+"""Models: configuration, layers, the decoder, and how checkpoints are read."""
+
+from course_lib.lazy import lazy_exports
+
+__getattr__ = lazy_exports(
+    __name__,
+    {
+        "course_lib.model.config": ["ModelConfig"],
+        "course_lib.model.decoder": ["Decoder"],
+        "course_lib.model.errors": ["CheckpointError"],
+        "course_lib.model.layers": ["apply_rope", "grouped_query_attention", "rms_norm", "rope_table", "swiglu"],
+        "course_lib.model.load": ["load_model", "open_checkpoint"],
+    },
+)
