@@ -393,7 +393,8 @@ class _Parser:
             if not match:
                 raise self.error(
                     fence.line,
-                    f'cannot read {rest[at:].strip()!r} in the info string: write key="value", key=number or a flag',
+                    f"cannot read {rest[at:].strip()!r} in the info string: "
+                    'write key="value", key=number or a flag',
                 )
             key, value, flag = match.groups()
             if (key or flag) in found:
