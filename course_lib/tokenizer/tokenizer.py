@@ -191,14 +191,18 @@ class Tokenizer:
                 "vocab": {written(token): i for token, i in tokens},
                 "merges": [[written(left), written(right)] for left, right in sorted(self.ranks, key=order)],
             },
-            "course": {"pretokenizer": self.pretokenizer},
         }
         Path(path).write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
-        """Read what `save` wrote."""
+        """Read what `save` wrote. `ValueError` if its pre-tokenizer is none of ours."""
         content = json.loads(Path(path).read_text(encoding="utf-8"))
+        known = [
+            name for name in PRETOKENIZERS if _hugging_face_pretokenizer(name) == content["pre_tokenizer"]
+        ]
+        if not known:
+            raise ValueError(f"{path}: we do not know the pre-tokenizer {content['pre_tokenizer']}")
         to_byte = unicode_to_byte()
 
         def read(token: str) -> bytes:
@@ -212,7 +216,7 @@ class Tokenizer:
             # In a tiktoken vocabulary all cuts of a token share its rank, which is its id.
             ranks[pair] = tokens[pair[0] + pair[1]] if model["ignore_merges"] else rank
         special = {token["content"]: token["id"] for token in content["added_tokens"]}
-        return cls(tokens, ranks, content["course"]["pretokenizer"], special, model["ignore_merges"])
+        return cls(tokens, ranks, known[0], special, model["ignore_merges"])
 
 
 class _ChunkCache(dict[str, Sequence[int]]):
