@@ -93,8 +93,9 @@ def _day(lesson: Lesson) -> Iterator[LessonError]:
         return next((line for number, _, line in lesson.sections if number == section), 1)
 
     fewest = 3 if lesson.day in CAPSTONE_DAYS else 5
-    if not fewest <= len(asked) <= 9:
-        text = f"{len(asked)} exercises: a day has {fewest} to 8, and its repair"
+    core_ones = sum(e.core for e in asked)
+    if not fewest <= core_ones <= 9:
+        text = f"{core_ones} core exercises: a day has {fewest} to 8, and its repair; extra ones come on top"
         yield LessonError(lesson.path, line_of(6), text)
     if not any(e.kind == "repair" for e in asked):
         yield LessonError(lesson.path, line_of(6), "no exercise of the day is a repair")
