@@ -1,4 +1,5 @@
-"""`python -m course_lib.assets [name …]` fetches what is missing; `--verify` reads every byte; `--list` says what there is."""
+"""`python -m course_lib.assets [name …]` fetches what is missing; `--verify` reads every byte; `--list` says
+what there is."""
 
 import argparse
 import sys
@@ -9,7 +10,9 @@ from course_lib.assets.progress import shown
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m course_lib.assets", description=__doc__)
-    parser.add_argument("names", nargs="*", metavar="name", help=f"one of {', '.join(CATALOG)} (default: all)")
+    parser.add_argument(
+        "names", nargs="*", metavar="name", help=f"one of {', '.join(CATALOG)} (default: all)"
+    )
     parser.add_argument("--verify", action="store_true", help="only check the sha256 of what is there")
     parser.add_argument("--list", action="store_true", help="only list the assets")
     options = parser.parse_args(arguments)

