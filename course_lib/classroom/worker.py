@@ -180,7 +180,8 @@ class Bench:
         from course_lib.classroom import substitute
 
         exercise = self.exercise
-        cells = {exercise.name: self.job["cell_source"], **self.job.get("together", {})}
+        cells = {exercise.name: self.job["cell_source"]} if exercise.kind != "together" else {}
+        cells |= self.job["together"]
         installed: list[tuple[Any, Any, substitute.Substitution, str]] = []
         files = set()
         for name, source in cells.items():
@@ -194,7 +195,7 @@ class Bench:
             installed.append((other, self.namespace if other is exercise else {}, swap, source))
         for _, _, swap, _ in installed:
             swap.install()
-        if exercise.part is None:
+        if exercise.kind == "quiz":
             self.set_up(exercise, self.namespace)
             modules = substitute.Modules()
             exec(_compile(self.job["cell_source"], self.filename), self.namespace)
@@ -216,9 +217,11 @@ class Bench:
             modules.refuse_changes()
             substitute.guard_forbidden(other.forbid, swap.filename)  # modules that the cell itself has imported
             swap.adopt(namespace)
-        for _, _, swap, _ in installed[1:]:
+        if exercise.kind == "together":
+            self.set_up(exercise, self.namespace)
+        for other, _, swap, _ in installed:
             # In a check of all parts together the neighbors are the learner's as well.
-            if swap.short in self.namespace and not swap.is_method:
+            if other is not exercise and swap.short in self.namespace and not swap.is_method:
                 self.namespace[swap.short] = swap.target
         self.modules = substitute.Modules()
 
@@ -388,11 +391,17 @@ class DayState:
         self._warm: set[str] = set()
 
     def exercise(self, name: str) -> Any:
+        if name.endswith(".together"):  # no exercise of its own: the lesson's checks of all parts at once
+            fields = {"name": name, "kind": "together", "part": None, "checks": self.lesson.together, "body": ""}
+            return types.SimpleNamespace(**fields)
         return self.lesson.exercises[name]
 
     def setup(self, exercise: Any) -> str:
         if exercise.name not in self._setups:
             from course_lib.classroom.sources import check_setup_source
+
+            if exercise.kind == "together":  # imports every part, as for a question
+                exercise = types.SimpleNamespace(name=exercise.name, kind="quiz")
 
             self._setups[exercise.name] = check_setup_source(self.lesson, exercise)
         return self._setups[exercise.name]
