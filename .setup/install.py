@@ -159,7 +159,7 @@ def install(machine: Machine, key: str) -> None:
             f"and {TOP} has {free / 1e9:.1f} GB free. Make room, then run `make` again."
         )
     show.line("Setting up the course in .venv (once; what pip says is in .course/setup.log)")
-    show.line(f"  {'machine':9} {machine}")
+    show.line(f"  {'machine':10} {machine}")
     log(f"\n==== {time.strftime('%Y-%m-%d %H:%M:%S')} {machine}\n")
     make_venv(show)
     STAMP.unlink(missing_ok=True)
@@ -174,7 +174,7 @@ def install(machine: Machine, key: str) -> None:
     pip(show, machine, "course_lib", "install", "--no-deps", "--no-build-isolation", "-e", str(TOP))
     show.step("check", lambda: check_torch(machine))
     if no_mlx(machine):
-        show.line(f"  {'MLX':9} left out: {no_mlx(machine)}")
+        show.line(f"  {'MLX':10} left out: {no_mlx(machine)}")
 
     STAMP.write_text(json.dumps({"made_from": key, "kind": machine.kind}))
     UNFINISHED.unlink()
@@ -199,13 +199,13 @@ def read_project() -> dict[str, Any]:
 def make_venv(show: Steps) -> None:
     """Create .venv with this Python. One that works stays, whoever made it; one that doesn't is made anew."""
     if PYTHON.exists():
-        probe = [PYTHON, "-c", "import pip, sys; print(*sys.version_info[:2])"]
+        probe = [str(PYTHON), "-c", "import pip, sys; print(*sys.version_info[:2])"]
         found = subprocess.run(probe, capture_output=True, text=True, check=False)
         if found.returncode == 0 and OLDEST <= tuple(int(part) for part in found.stdout.split()) <= NEWEST:
             return
 
     def create() -> str:
-        command = [sys.executable, "-m", "venv", "--clear", VENV]
+        command = [sys.executable, "-m", "venv", "--clear", str(VENV)]
         made = subprocess.run(command, capture_output=True, text=True, check=False)
         if made.returncode:
             said = (made.stdout + made.stderr).strip()
@@ -214,7 +214,7 @@ def make_venv(show: Steps) -> None:
                 raise Stop(
                     f"This Python lacks its venv module: `sudo apt-get install {package}`, then `make`."
                 )
-            raise Stop(f"`{' '.join(map(str, command))}` failed: {said[-400:]}")
+            raise Stop(f"`{' '.join(command)}` failed: {said[-400:]}")
         return sys.version.split()[0]
 
     show.step("python", create)
@@ -232,9 +232,9 @@ for package in list(importlib.metadata.distributions()):
 
 def mend_interrupted(show: Steps) -> None:
     """Let pip forget the packages that an interrupted run left in pieces: it would think them installed."""
-    found = subprocess.run([PYTHON, "-c", BROKEN], capture_output=True, text=True, check=False)
+    found = subprocess.run([str(PYTHON), "-c", BROKEN], capture_output=True, text=True, check=False)
     pieces = ", ".join(found.stdout.split()) or "nothing"
-    show.line(f"  {'mending':9} an earlier run was interrupted; left in pieces: {pieces}")
+    show.line(f"  {'mending':10} an earlier run was interrupted; left in pieces: {pieces}")
 
 
 def no_mlx(machine: Machine) -> str:
@@ -253,7 +253,7 @@ def install_torch(wanted: str, machine: Machine, show: Steps) -> None:
         choice = f"with Metal: {machine.apple}"
     else:
         choice = "for the CPU: no NVIDIA GPU was found"
-    show.line(f"  {'choice':9} PyTorch {choice}")
+    show.line(f"  {'choice':10} PyTorch {choice}")
     version, cuda = installed_torch()
     if wanted == f"torch=={version.split('+')[0]}" and cuda == bool(machine.nvidia):
         return
@@ -274,7 +274,7 @@ print(package.version, "cuda" if cuda else "cpu")
 
 def installed_torch() -> tuple[str, bool]:
     """Return the version of the torch in .venv ("" if none) and whether it was built for CUDA."""
-    found = subprocess.run([PYTHON, "-c", TORCH_VERSION], capture_output=True, text=True, check=False)
+    found = subprocess.run([str(PYTHON), "-c", TORCH_VERSION], capture_output=True, text=True, check=False)
     version, kind = found.stdout.split() if found.returncode == 0 else ("", "cpu")
     return version, kind == "cuda"
 
@@ -282,7 +282,7 @@ def installed_torch() -> tuple[str, bool]:
 def pip_would_take_cuda(wanted: str) -> bool:
     """Ask pip which torch its own configuration leads to, and whether that one wants CUDA's packages."""
     dry_run = ["--dry-run", "--ignore-installed", "--no-deps", "--quiet", "--report", "-"]
-    command = [PYTHON, "-m", "pip", "install", *dry_run, wanted]
+    command = [str(PYTHON), "-m", "pip", "install", *dry_run, wanted]
     answer = subprocess.run(command, capture_output=True, text=True, check=False)
     log(answer.stderr)
     try:
@@ -300,7 +300,7 @@ print(torch.__version__, torch.version.cuda, torch.cuda.is_available(), torch.ba
 
 def check_torch(machine: Machine) -> str:
     """Import torch once and return what it can use. Raises Stop if it is not the build that was wanted."""
-    found = subprocess.run([PYTHON, "-c", TORCH_USES], capture_output=True, text=True, check=False)
+    found = subprocess.run([str(PYTHON), "-c", TORCH_USES], capture_output=True, text=True, check=False)
     if found.returncode:
         log(found.stderr)
         reason = (found.stderr.strip().splitlines() or ["no reason given"])[-1]
@@ -373,7 +373,7 @@ class Steps:
 
     def move(self, title: str, text: str) -> None:
         if self.moving:
-            print(f"\r\033[K{f'  {title:9} {text}'[: self.width]}", end="", flush=True)
+            print(f"\r\033[K{f'  {title:10} {text}'[: self.width]}", end="", flush=True)
 
     def now(self, title: str, said: str) -> None:
         """Show a line of pip's, if it tells of progress."""
@@ -391,7 +391,7 @@ class Steps:
             result = run()
         finally:
             self.move(title, "")
-        self.line(f"{chr(13) if self.moving else ''}  {title:9} {result} ({spent(time.time() - began)})")
+        self.line(f"{chr(13) if self.moving else ''}  {title:10} {result} ({spent(time.time() - began)})")
 
 
 def spent(seconds: float) -> str:

@@ -46,7 +46,8 @@ class Asset:
 def split_plays(members: dict[str, bytes]) -> list[bytes]:
     """Return the training text (all plays but two) and the held-out text (Macbeth, Twelfth Night), plays in
     the order of their paths."""
-    train, valid = [], []
+    train: list[str] = []
+    valid: list[str] = []
     for name in sorted(members):
         (valid if name.endswith(HELD_OUT) else train).append(dialogue(members[name].decode("utf-8")))
     return ["".join(train).encode("ascii"), "".join(valid).encode("ascii")]

