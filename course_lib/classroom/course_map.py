@@ -1,7 +1,7 @@
 """The map that opens every lesson: where today's parts stand in the engine that thirty days build.
 
-Each box is a room of the engine, or of the workshop that makes its model; the small numbers are the days that furnish
-it. Orange is today, blue is behind you, an outline is still to come.
+Each box is a room of the engine, or of the workshop that makes its model; the small numbers are the days
+that furnish it. Orange is today, blue is behind you, an outline is still to come.
 """
 
 from dataclasses import dataclass
@@ -72,7 +72,7 @@ def course_map(day: int) -> None:
 
 
 def draw_map(day: int | None) -> Any:
-    """Draw the map and return the figure; `None` draws it with no day lit, for pages about the whole course."""
+    """Draw the map and return the figure; `None` draws it with no day lit, for pages about the course."""
     if day is not None and not (isinstance(day, int) and 1 <= day <= LAST_DAY):
         raise ValueError(f"course_map() was given day {day!r}; days are whole numbers from 1 to {LAST_DAY}.")
     fig, ax = figure(width=7.2, height=5.2)
@@ -156,7 +156,7 @@ def _chip(ax: Any, x: float, y: float, text: str, state: str) -> None:
 
 
 def _frame(ax: Any, title: str, first: float, last: float, y: float, top: float | None = None) -> None:
-    """A band behind the rooms from column `first` to `last`, from the floor at `y` up to the floor at `top`."""
+    """A band behind the rooms of columns `first` to `last`, from the floor at `y` up to that at `top`."""
     from matplotlib.patches import FancyBboxPatch
 
     left, right = first - ROOM_WIDTH / 2 - 1.1, last + ROOM_WIDTH / 2 + 1.1

@@ -9,8 +9,8 @@ Matplotlib is imported at the first call, so that importing a lesson's set-up ce
 from collections.abc import Sequence
 from typing import Any
 
-# A palette that stays apart for the common kinds of color blindness (after Okabe and Ito, 2008), each color dark
-# enough on white to be read as a thin line (contrast 3:1 or more; INK and BLUE also as small text).
+# A palette that stays apart for the common kinds of color blindness (after Okabe and Ito, 2008), each color
+# dark enough on white to be read as a thin line (contrast 3:1 or more; INK and BLUE also as small text).
 INK = "#1F2A37"
 BLUE = "#0F6CA8"
 ORANGE = "#D97B06"
@@ -70,8 +70,8 @@ def figure(
     """Start a figure in the house style.
 
     Parameters are inches (7 is the width of a lesson's column) and numbers of panels; further keywords go to
-    `plt.subplots` (`sharey=True`, `width_ratios=[2, 1]`). Returns `(fig, ax)`: `ax` is one Axes, or an array of
-    them, of shape (cols,), (rows,) or (rows, cols), where there is more than one panel.
+    `plt.subplots` (`sharey=True`, `width_ratios=[2, 1]`). Returns `(fig, ax)`: `ax` is one Axes, or an array
+    of them, of shape (cols,), (rows,) or (rows, cols), where there is more than one panel.
     """
     import matplotlib.pyplot as plt
 
@@ -115,9 +115,9 @@ def cells(
 ) -> list[float]:
     """Draw a row of labeled boxes: bytes of a string, tokens of a sentence, slots of a memory.
 
-    The first box starts at `x`; `y` is the row's middle, `widths` are in data units, one number or one a box, and
-    `colors` likewise. Returns the x of each box's middle, so that arrows and captions can point at it. Set the
-    limits and `bare(ax)` afterwards.
+    The first box starts at `x`; `y` is the row's middle, `widths` are in data units, one number or one a box,
+    and `colors` likewise. Returns the x of each box's middle, so that arrows and captions can point at it.
+    Set the limits and `bare(ax)` afterwards.
     """
     from matplotlib.patches import Rectangle
 

@@ -17,7 +17,7 @@ BUILT, COMING = "●", "○"
 
 
 def write(root: Path) -> list[str]:
-    """Bring every generated region and figure up to date; returns the paths that changed, relative to `root`."""
+    """Bring every generated region and figure up to date; returns the paths changed, relative to `root`."""
     changed = []
     for name, content in _wanted(root).items():
         path = root / name
@@ -53,13 +53,14 @@ def _wanted(root: Path, figures: bool = True) -> dict[str, str]:
 def _fill(page: Path, regions: dict[str, str]) -> str:
     text = page.read_text(encoding="utf-8")
     for name, content in regions.items():
-        region = re.compile(rf"(<!-- begin {name} -->\n).*?(<!-- end {name} -->)", re.DOTALL)
-        if len(region.findall(text)) != 1:
+        region = re.compile(rf"<!-- begin {name} -->\n.*?<!-- end {name} -->", re.DOTALL)
+        pieces = region.split(text)
+        if len(pieces) != 2:
             raise ValueError(
-                f"{page} must hold the lines <!-- begin {name} --> and <!-- end {name} --> once each, with the "
-                "generated text between them"
+                f"{page} must hold the lines <!-- begin {name} --> and <!-- end {name} --> once each, "
+                "with the generated text between them"
             )
-        text = region.sub(lambda match, content=content: f"{match[1]}{content}{match[2]}", text)
+        text = f"{pieces[0]}<!-- begin {name} -->\n{content}<!-- end {name} -->{pieces[1]}"
     return text
 
 
@@ -74,7 +75,7 @@ def _svg(draw: Any) -> str:
 
 
 def week_map(days: list[Day], folder: str) -> str:
-    """Four columns, one a week; each cell a day, with its mark and, once it is built, a link to its notebook."""
+    """Four columns, one a week; each cell a day, with its mark and, once built, a link to its notebook."""
     columns = [[day for day in days if day.week == week.number] for week in WEEKS]
     lines = [
         "| " + " | ".join(f"Week {week.number}: {week.title}" for week in WEEKS) + " |",
@@ -87,8 +88,8 @@ def week_map(days: list[Day], folder: str) -> str:
     built = sum(day.built for day in days)
     lines += [
         "",
-        f"{BUILT} built and graded from end to end: {built} of {len(days)} days. {COMING} planned, not built yet.",
-        "The last row is what each week leaves you with, once its days are built.",
+        f"{BUILT} built and graded from end to end: {built} of {len(days)} days.",
+        f"{COMING} planned, not built yet. The last row is what each week leaves you with, once it is.",
     ]
     return "\n".join(lines) + "\n"
 
@@ -100,7 +101,7 @@ def _map_cell(day: Day, folder: str) -> str:
 
 
 def lesson_tables(days: list[Day]) -> str:
-    """A table a week: mark, lesson, what it is about, and minutes (in italics where they are only planned)."""
+    """A table a week: mark, lesson, what it is about, what is written, minutes (in italics if planned)."""
     parts = []
     for week in WEEKS:
         parts += [
@@ -116,9 +117,9 @@ def lesson_tables(days: list[Day]) -> str:
     built = [day for day in days if day.built]
     hours = sum(day.minutes for day in days) / 60
     parts += [
-        f"{BUILT} built ({len(built)} of {len(days)}), {COMING} planned. Minutes are the lesson's own for built days and a "
-        f"plan, in italics, for the others: about {hours:.0f} hours in all. *Read* leads to the executed lesson with the",
-        "solutions in it; do the exercises first.",
+        f"{BUILT} built ({len(built)} of {len(days)}), {COMING} planned. Minutes are the lesson's own where",
+        f"it is built, and a plan, in italics, where not: about {hours:.0f} hours in all. *Read* leads to",
+        "the executed lesson with its solutions in it; do the exercises first.",
     ]
     return "\n".join(parts) + "\n"
 
@@ -128,15 +129,13 @@ def _lesson_row(day: Day) -> str:
     title = f"**{day.number}. {day.title}**"
     minutes = str(day.minutes) if day.built else f"*{day.minutes}*"
     if day.built:
-        title += (
-            f"<br>[Work]({day.folder}/lesson.ipynb) · [Read](../solutions/{day.folder}/lesson.ipynb)"
-        )
+        title += f"<br>[Work]({day.folder}/lesson.ipynb) · [Read](../solutions/{day.folder}/lesson.ipynb)"
     names = ", ".join(f"`{_short(name)}`" for name in day.exercises)
     return f"| {mark} | {title} | {day.summary} | {names} | {minutes} |"
 
 
 def _short(name: str) -> str:
-    """`tokenizer.merge_pair` is `merge_pair`; `engine.Scheduler.schedule` keeps its class; a kernel its file name."""
+    """The last part of a public name; a method keeps its class, a kernel its file name."""
     if "/" in name:
         return name.rpartition("/")[2]
     head, _, last = name.rpartition(".")
@@ -168,7 +167,7 @@ MEMORIES = (("16 GB", 16e9), ("80 GB", 80e9), ("640 GB", 640e9))  # a laptop, on
 
 
 def draw_ladder() -> Any:
-    """Models from a hundred thousand parameters to a trillion, on a logarithmic axis, beside what memory holds."""
+    """Models from 100K parameters to a trillion, on a logarithmic axis, beside what memory holds."""
     fig, ax = figure(width=7.4, height=4.3)
     top = len(LADDER) - 0.2
     for name, size in MEMORIES:
@@ -184,10 +183,21 @@ def draw_ladder() -> Any:
             ax.plot([active, total], [row, row], color=color, linewidth=1.4, zorder=2)
             ax.plot(active, row, "o", color="white", markeredgecolor=color, markersize=5, zorder=3)
         hollow = kind == "rumor"
-        ax.plot(total, row, "o", color="white" if hollow else color, markeredgecolor=color, markersize=7, zorder=3)
+        ax.plot(
+            total, row, "o", color="white" if hollow else color, markeredgecolor=color, markersize=7, zorder=3
+        )
         weight = "bold" if kind in ("yours", "engine") else "normal"
         behind = {"boxstyle": "square,pad=0.1", "facecolor": "white", "edgecolor": "none"}
-        ax.text(total * 1.45, row, count(total), fontsize=7.5, color=color, weight=weight, va="center", bbox=behind)
+        ax.text(
+            total * 1.45,
+            row,
+            count(total),
+            fontsize=7.5,
+            color=color,
+            weight=weight,
+            va="center",
+            bbox=behind,
+        )
         ax.text(3.2e4, row, name, fontsize=7.5, color=color, ha="right", va="center")
     ax.set_xscale("log")
     ax.set(xlim=(4e4, 1.6e13), ylim=(-0.7, top + 0.9), xlabel="parameters (logarithmic scale)")

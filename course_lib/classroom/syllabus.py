@@ -1,9 +1,10 @@
-"""The thirty days as data: what README.md, days/README.md, `make progress` and the engine's map are drawn from.
+"""The thirty days as data: what README.md, days/README.md and `make progress` are drawn from.
 
-A day that is not built yet shows its plan, which stands in this file. Once `solutions/day_NN_*/lesson.md` exists, the
-lesson's own title, summary, minutes and exercises take the plan's place, so that nothing is said twice.
+A day that is not built yet shows its plan, which stands in this file. Once `solutions/day_NN_*/lesson.md`
+exists, the lesson's own title, summary, minutes and exercises take the plan's place, so that nothing is said
+twice.
 
-    python -m course_lib.classroom.syllabus --write     # bring the pages' generated regions and figures up to date
+    python -m course_lib.classroom.syllabus --write     # bring the pages' generated parts up to date
     python -m course_lib.classroom.syllabus --check     # say what is out of date, exit 1 if anything is
 """
 
@@ -16,10 +17,10 @@ from course_lib.classroom import lesson as lessons
 
 @dataclass(frozen=True)
 class Day:
-    """One day. `exercises` are public names: a part's dotted path under `course_lib`, or a lesson's own `dayNN.name`.
+    """One day. `exercises` are public names: a part's dotted path under `course_lib`, or `dayNN.name`.
 
-    `minutes` is the learner's time, 120 where nobody has measured it yet. `folder` is the name under days/ and
-    solutions/. `core` of the exercises' minutes is known for built days only, and 0 before.
+    `minutes` is the learner's time, 120 where there is no lesson yet. `folder` is the name under days/ and
+    solutions/. `core`, the minutes of the exercises that the day requires, is known for built days only.
     """
 
     number: int
@@ -61,7 +62,7 @@ WEEKS = (
 def syllabus(root: Path | None = None) -> list[Day]:
     """All thirty days in order, each built one as its lesson says, the others as planned.
 
-    `root` is the repository to look in, by default this one. Raises `LessonError` for a lesson that does not parse.
+    `root` is the repository to look in, by default this one. LessonError for a lesson that does not parse.
     """
     base = root or lessons.root()
     return [_as_built(day, base) if day.number in lessons.available_days(base) else day for day in PLAN]
@@ -96,9 +97,10 @@ PLAN = (
         1,
         "math_fluency",
         "Math fluency drills",
-        "What a language model is as a program, and the arithmetic it runs on: shapes, number formats, softmax, "
-        "cross-entropy, sampling, counting FLOPs and bytes.",
+        "What a language model is as a program, and the arithmetic it runs on: shapes, number formats, "
+        "softmax, cross-entropy, sampling, counting FLOPs and bytes.",
         (
+            "numerics.contractions",
             "numerics.softmax",
             "numerics.logsumexp",
             "numerics.cross_entropy",
@@ -113,7 +115,8 @@ PLAN = (
         2,
         "tensors_and_autograd",
         "Tensors and autograd",
-        "Strides, views and broadcasting in NumPy, PyTorch and MLX, and reverse-mode differentiation on scalars.",
+        "Strides, views and broadcasting in NumPy, PyTorch and MLX, and reverse-mode differentiation on "
+        "scalars.",
         (
             "tensors.broadcast_shapes",
             "tensors.contiguous_strides",
@@ -129,7 +132,8 @@ PLAN = (
         3,
         "neural_networks",
         "Neural networks by hand",
-        "An MLP language model with every backward pass written out, checked by finite differences, trained by SGD.",
+        "An MLP language model with every backward pass written out, checked by finite differences, "
+        "trained by SGD.",
         (
             "nn.linear_backward",
             "nn.gelu",
@@ -159,8 +163,8 @@ PLAN = (
         5,
         "tokenization",
         "Tokenization",
-        "From text to bytes to tokens and back: byte-level BPE trained, encoded, decoded and streamed, token for token "
-        "what GPT-2 and GPT-4 do.",
+        "From text to bytes to tokens and back: byte-level BPE trained, encoded, decoded and streamed, "
+        "token for token what GPT-2 and GPT-4 do.",
         (
             "tokenizer.pair_counts",
             "tokenizer.merge_pair",
@@ -175,7 +179,8 @@ PLAN = (
         6,
         "attention",
         "Attention",
-        "Queries, keys and values, masks, many heads, positions, and what attention costs in FLOPs and bytes.",
+        "Queries, keys and values, masks, many heads, positions, and what attention costs in FLOPs and "
+        "bytes.",
         (
             "model.attention.scaled_dot_product",
             "model.attention.causal_mask",
@@ -203,7 +208,8 @@ PLAN = (
         8,
         "pretraining",
         "Pre-training at scale",
-        "Cleaning, near-duplicates, packing, resumable loading, scaling laws, mixed precision, surviving a long run.",
+        "Cleaning, near-duplicates, packing, resumable loading, scaling laws, mixed precision, "
+        "surviving a long run.",
         (
             "train.minhash_duplicates",
             "train.pack_documents",
@@ -218,7 +224,8 @@ PLAN = (
         9,
         "train_a_gpt",
         "Train a 10M-parameter GPT",
-        "The whole training loop in PyTorch, resumed bit for bit after a kill, and a model of your own that talks.",
+        "The whole training loop in PyTorch, resumed bit for bit after a kill, and a model of your own "
+        "that talks.",
         (
             "model.gpt.GPT",
             "train.train_step",
@@ -320,7 +327,8 @@ PLAN = (
         16,
         "gpus_and_the_roofline",
         "GPU architecture and the roofline",
-        "Warps, memory, tensor cores, occupancy; the roofline of published chips and of the machine in front of you.",
+        "Warps, memory, tensor cores, occupancy; the roofline of published chips and of the machine in "
+        "front of you.",
         (
             "hardware.roofline",
             "hardware.occupancy",
@@ -334,8 +342,8 @@ PLAN = (
         17,
         "cuda",
         "CUDA I",
-        "Five kernels from vector_add to a register-tiled matmul, graded by result and by counted memory traffic, with "
-        "or without a GPU.",
+        "Five kernels from vector_add to a register-tiled matmul, graded by result and by counted "
+        "memory traffic, with or without a GPU.",
         (
             "kernels_cuda/vector_add.cu",
             "kernels_cuda/transpose.cu",
@@ -348,7 +356,8 @@ PLAN = (
         18,
         "cuda_and_triton",
         "CUDA II and Triton",
-        "Fused softmax and LayerNorm, attention by hand, Triton, torch.compile, and the way from source to launch.",
+        "Fused softmax and LayerNorm, attention by hand, Triton, torch.compile, and the way from source "
+        "to launch.",
         (
             "kernels_cuda/softmax.cu",
             "kernels_cuda/layer_norm.cu",
@@ -362,7 +371,8 @@ PLAN = (
         19,
         "apple_silicon",
         "Apple Silicon, MLX and Metal",
-        "Unified memory, lazy evaluation, Metal kernels from vector_add to attention, and the Llama block in MLX.",
+        "Unified memory, lazy evaluation, Metal kernels from vector_add to attention, and the Llama "
+        "block in MLX.",
         (
             "kernels_metal/vector_add.metal",
             "kernels_metal/reduce_sum.metal",
@@ -376,7 +386,8 @@ PLAN = (
         20,
         "kv_cache",
         "KV cache deep dive",
-        "Layouts, sliding windows, 8-bit and 4-bit caches, eviction, prefix reuse: quality against memory, measured.",
+        "Layouts, sliding windows, 8-bit and 4-bit caches, eviction, prefix reuse: quality against "
+        "memory, measured.",
         (
             "cache.RingCache",
             "cache.quantize_kv",
@@ -390,7 +401,8 @@ PLAN = (
         21,
         "flash_attention",
         "FlashAttention 1, 2 and 3",
-        "Tiling and online softmax, forward and backward, in NumPy, CUDA, Metal and Triton, its traffic counted.",
+        "Tiling and online softmax, forward and backward, in NumPy, CUDA, Metal and Triton, its traffic "
+        "counted.",
         (
             "kernels.online_softmax",
             "kernels.flash_forward",
@@ -421,7 +433,8 @@ PLAN = (
         23,
         "speculative_decoding",
         "Speculative decoding",
-        "Draft and verify without changing the distribution: the proof, the speed-up, prompt lookup, trees, heads.",
+        "Draft and verify without changing the distribution: the proof, the speed-up, prompt lookup, "
+        "trees, heads.",
         (
             "decode.verify",
             "decode.speculative_generate",
@@ -449,7 +462,8 @@ PLAN = (
         25,
         "dflash",
         "DFlash internals",
-        "A drafter that fills a whole block at once: built, trained, verified, and compared with other drafters.",
+        "A drafter that fills a whole block at once: built, trained, verified, and compared with other "
+        "drafters.",
         (
             "decode.dflash.block_mask",
             "decode.dflash.condition",
@@ -462,7 +476,8 @@ PLAN = (
         26,
         "production_engines",
         "Production engines",
-        "vLLM, SGLang, TensorRT-LLM, llama.cpp and MLX-LM read and measured: open-loop load, goodput, routing, cost.",
+        "vLLM, SGLang, TensorRT-LLM, llama.cpp and MLX-LM read and measured: open-loop load, goodput, "
+        "routing, cost.",
         (
             "bench.poisson_arrivals",
             "bench.detect_coordinated_omission",
@@ -476,7 +491,8 @@ PLAN = (
         27,
         "load_and_run",
         "Capstone I: load and run",
-        "A real checkpoint's configuration and weights, the paged model runner, logits equal to the reference.",
+        "A real checkpoint's configuration and weights, the paged model runner, logits equal to the "
+        "reference.",
         ("engine.load", "engine.ModelRunner.prepare", "engine.ModelRunner.forward"),
     ),
     Day(
@@ -484,7 +500,13 @@ PLAN = (
         "the_loop",
         "Capstone II: the loop",
         "Requests, scheduler, sampler, streaming, stop strings, structured output, cancellation.",
-        ("engine.Request", "engine.Engine.step", "decode.Sampler", "decode.beam_search", "engine.AsyncEngine"),
+        (
+            "engine.Request",
+            "engine.Engine.step",
+            "decode.Sampler",
+            "decode.beam_search",
+            "engine.AsyncEngine",
+        ),
     ),
     Day(
         29,
@@ -497,7 +519,8 @@ PLAN = (
         30,
         "measured",
         "Capstone IV: measured",
-        "Your engine against the reference and its peers on your machine, and a roofline that explains the gap.",
+        "Your engine against the reference and its peers on your machine, and a roofline that explains "
+        "the gap.",
         ("bench.run", "bench.explain_gap"),
     ),
 )
