@@ -309,7 +309,7 @@ def _load_mine(path: Path, entry: dict[str, Any], reference: Any, frame: types.F
     target.__qualname__ = reference.__qualname__
     _PENDING.setdefault(reference.__module__, []).append(_Pending(namespace, later, cell, parent, path))
     if cell is not None:
-        frame.f_locals["_owner_cell"] = _OwnerCell(cell)
+        frame.f_locals[f"_owner_of_{name}"] = _OwnerCell(cell)
     return target
 
 

@@ -177,10 +177,11 @@ def _after_solution(exercise: Exercise) -> str:
     lines = []
     if exercise.checks:
         lines += ["**What the checks prove**", "", *(f"- {c.says}" for c in exercise.checks)]
-    if exercise.wrongs:
+    wrongs = [w for w in exercise.wrongs if "course_lib" not in w.source]  # delegating is no mistake to learn from
+    if wrongs:
         title = "Wrong answers, and why" if exercise.kind == "quiz" else "How it goes wrong"
         lines += ["", f"**{title}**", ""] if lines else [f"**{title}**", ""]
-        for wrong in exercise.wrongs:
+        for wrong in wrongs:
             given = f"`{wrong.source.strip()}`: " if exercise.options else ""
             lines.append(f"- {given}{wrong.says}")
     return "\n".join(lines)
@@ -283,7 +284,7 @@ def _checks(lesson: Lesson) -> list[_Cell]:
             add(exercise.name, check.index, check.says, check.source, check.line)
     for check in lesson.together:
         add(check.exercise, check.index, check.says, check.source, check.line)
-    return cells
+    return [*cells, _Cell("check", "together", "%together", 1)]
 
 
 # Running
@@ -295,6 +296,9 @@ def _execute(lesson: Lesson, notebook: NotebookNode, cells: list[_Cell]) -> None
     from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 
     with tempfile.TemporaryDirectory(prefix="course-build-") as folder:
+        # Named like the learner's folder: by it a notebook knows its day.
+        here = Path(folder, lesson.path.parent.name)
+        here.mkdir()
         client = NotebookClient(
             notebook,
             timeout=CELL_TIMEOUT,
@@ -302,7 +306,7 @@ def _execute(lesson: Lesson, notebook: NotebookNode, cells: list[_Cell]) -> None
             record_timing=False,
             coalesce_streams=True,
             extra_arguments=["--IPKernelApp.log_level=40"],
-            resources={"metadata": {"path": folder}},
+            resources={"metadata": {"path": str(here)}},
         )
         try:
             client.execute(env=_environment(Path(folder)))
@@ -375,7 +379,7 @@ def _golden_outputs(lesson: Lesson, notebook: NotebookNode, cells: list[_Cell]) 
     with Sandbox(lesson.day) as sandbox:
         for count, (node, cell) in enumerate(zip(notebook.cells, cells, strict=True), 1):
             node.execution_count = count
-            if cell.kind != "check":
+            if "exercise" not in cell.flags:
                 continue
             name, index = cell.flags["exercise"], cell.flags["index"]
             if name in lesson.exercises:
