@@ -41,7 +41,7 @@ def stale(root: Path, figures: bool = True) -> list[str]:
 def _wanted(root: Path, figures: bool = True) -> dict[str, str]:
     days = syllabus(root)
     pages = {
-        "README.md": {"map": week_map(days, "days/")},
+        "README.md": {"pictures": pictures(root), "map": week_map(days, "days/")},
         "days/README.md": {"lessons": lesson_tables(days)},
     }
     wanted = {name: _fill(root / name, regions) for name, regions in pages.items()}
@@ -72,6 +72,33 @@ def _svg(draw: Any) -> str:
         save_svg(fig, file.name)
         plt.close(fig)
         return Path(file.name).read_text(encoding="utf-8")
+
+
+# Screenshots are taken of the running course, not drawn here: shown once they are there.
+PICTURES = (
+    (
+        "lesson",
+        "A lesson in JupyterLab: the text, an exercise filled in, and below it the verdict of check().",
+        "A lesson: the exercise, your answer, and the verdict.",
+    ),
+    (
+        "scoreboard",
+        "The scoreboard of make check-day: a line an exercise, passed, failed or not attempted, and for the failed "
+        "one the input, what was expected and what came.",
+        "The scoreboard of `make check-day`.",
+    ),
+)
+
+
+def pictures(root: Path) -> str:
+    """The screenshots of a lesson and of the scoreboard, each with its caption, as far as they exist."""
+    parts = []
+    for name, description, caption in PICTURES:
+        found = [path for kind in ("svg", "png") if (path := root / IMAGES / f"{name}.{kind}").is_file()]
+        if found:
+            image = f'<img alt="{description}" src="{IMAGES}/{found[0].name}" width="100%">'
+            parts.append(f"{image}\n\n*{caption}*\n")
+    return "\n".join(parts)
 
 
 def week_map(days: list[Day], folder: str) -> str:
