@@ -83,8 +83,8 @@ PICTURES = (
     ),
     (
         "scoreboard",
-        "The scoreboard of make check-day: a line an exercise, passed, failed or not attempted, and for the failed "
-        "one the input, what was expected and what came.",
+        "The scoreboard of make check-day: a line an exercise, passed, failed or not attempted, and for the "
+        "failed one the input, what was expected and what came.",
         "The scoreboard of `make check-day`.",
     ),
 )
