@@ -41,6 +41,5 @@ def _matches(sandbox: Sandbox, exercise: Exercise, source: str, seen: dict[int, 
 
 
 def _mark(outcome: Outcome) -> str:
-    if outcome.passed or outcome.kind == "golden":
-        return f"value: {outcome.value}"
-    return outcome.fingerprint
+    # A wrong solution is run without its golden at hand: what counts is the value it gives.
+    return f"golden: {outcome.value}" if outcome.passed and outcome.value is not None else outcome.fingerprint

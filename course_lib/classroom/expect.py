@@ -115,11 +115,24 @@ def describe(x: Any) -> str:
     return f"{'an' if text[0] in 'aeiou' else 'a'} {text}"
 
 
+def _show_array(x: Any) -> str:
+    """A small array with its values, a big one as shape, dtype and its two ends."""
+    a = _to_numpy(x)
+    if a.ndim == 0:
+        return f"{a} ({_dtype_name(x)})"
+    head = describe(x).partition(" ")[2]
+    if 0 < a.size <= 16 and a.ndim <= 2:
+        return head + "\n" + np.array2string(a, precision=6, separator=", ", max_line_width=64)
+    if a.size == 0:
+        return head
+    ends = [np.array2string(v, precision=6) for v in (*a.flat[:3], *a.flat[-1:])]
+    return f"{head}: {', '.join(ends[:3])}, …, {ends[-1]}"
+
+
 def show(x: Any, limit: int = 240) -> str:
     """`repr` for people: long sequences and big arrays keep their ends, addresses are left out."""
     if isinstance(x, np.ndarray) or _is_tensor(x):
-        values = np.array2string(_to_numpy(x), threshold=24, edgeitems=3, precision=6, separator=", ", max_line_width=100)
-        return f"{describe(x).partition(' ')[2]}\n{values}" if x.ndim else f"{values} ({_dtype_name(x)})"
+        return _show_array(x)
     if isinstance(x, np.generic):
         return f"{x.item()!r} ({_dtype_name(x)})"
     if isinstance(x, (str, bytes)):

@@ -33,6 +33,7 @@ class Job:
     check_source: str | None = None  # instead of the lesson's
     timeout: float = 10.0
     together: Mapping[str, str] = field(default_factory=dict)  # cells of further parts to use, by exercise
+    goldens: Mapping[int, str] = field(default_factory=dict)  # by check: the text its value must have
 
 
 @dataclass(frozen=True)

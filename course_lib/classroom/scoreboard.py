@@ -14,7 +14,7 @@ from course_lib.classroom.grade import DayReport, ExerciseReport
 _SIGNS = {PASSED: ("✓", "ok"), FAILED: ("✗", "X"), NOT_ATTEMPTED: ("·", "."), NOT_RUN: ("–", "-")}
 _STYLES = {PASSED: "green", FAILED: "bold red", NOT_ATTEMPTED: "dim", NOT_RUN: "yellow"}
 WIDTH = 80  # columns; a wider terminal shows no more, a narrower one folds
-LINES = 8  # of a value that is shown
+LINES = 6  # of a value that is shown
 
 
 def console(stderr: bool = False) -> Console:

@@ -246,6 +246,16 @@ class Bench:
         expect.end_check()
         return value if expect.has_golden(source) else None
 
+    def compare(self, index: int, text: str | None) -> None:
+        """Raise CheckFailure if the check's golden is another one."""
+        from course_lib.classroom import expect
+
+        want = self.job["goldens"].get(str(index))
+        if want is not None and text != want:
+            line = ast.unparse(ast.parse(self.exercise.checks[index].source).body[-1])
+            message, mark = f"the value of `{line}` differs", f"golden: {text}"
+            raise expect.CheckFailure(message, "", want, str(text), "golden", mark)
+
     def broken(self) -> Any:
         """The function of a repair exercise as it was handed out."""
         namespace: dict[str, Any] = {"__name__": "broken"}
@@ -287,6 +297,7 @@ def run_job(day: "DayState", job: dict[str, Any]) -> dict[str, Any]:
             value = bench.check(index)
             if value is not None:
                 report["value"] = expect.golden_text(value)
+            bench.compare(index, report.get("value"))
             if substitute.violations:
                 break
     except BaseException as error:  # SystemExit and KeyboardInterrupt are the learner's, too

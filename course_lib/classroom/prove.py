@@ -1,0 +1,475 @@
+"""Prove that a day's checks can be trusted: `python -m course_lib.classroom prove --day 5`.
+
+For every exercise: the stub is *not attempted*, and fails if it is run all the same; the reference passes; every wrong
+solution fails, and not by accident of a typo; handing the work to the library or to a forbidden function fails; the
+object checked is the learner's; nothing of a later day is used. And the reference's syntax tree is mutated: a mutant that
+passes is shown to be equivalent in checks/gates/equivalent_mutants.yaml, or the checks are too weak.
+
+All of it runs in one `Sandbox` a day, without a kernel.
+"""
+
+import ast
+import os
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from queue import SimpleQueue
+
+import yaml
+
+from course_lib.classroom import checking, lesson as lessons
+from course_lib.classroom.checking import FAILED, NOT_ATTEMPTED, PASSED, check_exercise
+from course_lib.classroom.lesson import Exercise, Lesson, load_lesson
+from course_lib.classroom.mutate import Mutant, mutants
+from course_lib.classroom.sandbox import Job, Outcome, Sandbox
+from course_lib.classroom.sources import (
+    SourceError,
+    locate,
+    marked_day,
+    part_source,
+    solved_source,
+    stub_source,
+    wrap_answer,
+)
+
+SENTINEL = "sentinel: the learner's own object was called"
+BUDGET = 40.0  # seconds of mutants a day in CI
+_ACCIDENTS = ("error: NameError", "error: ImportError", "error: ModuleNotFoundError", "syntax", "error: IndentationError")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that keeps a day from being trusted; `line` is one of its lesson.md."""
+
+    day: int
+    line: int
+    text: str
+
+    def __str__(self) -> str:
+        return f"day {self.day}, line {self.line}: {self.text}"
+
+
+@dataclass
+class Proof:
+    """What was shown for a day. `survivors` are mutants that pass and are not listed as equivalent."""
+
+    day: int
+    findings: list[Finding] = field(default_factory=list)
+    exercises: int = 0
+    cells: int = 0
+    mutants: int = 0
+    possible: int = 0
+    equivalent: int = 0
+    survivors: list[tuple[str, str]] = field(default_factory=list)
+    stale: list[tuple[str, str]] = field(default_factory=list)
+    seconds: float = 0.0
+
+    @property
+    def holds(self) -> bool:
+        return not (self.findings or self.survivors or self.stale)
+
+
+# --- variants of a solution -------------------------------------------------------------------------------------------------
+
+
+def delegating(exercise: Exercise) -> list[tuple[str, str]]:
+    """Cells that hand the work to the library's version: (how, source)."""
+    assert exercise.part is not None
+    found = locate(exercise.part)
+    tail = f"\n\n\n{exercise.body}" if exercise.kind == "repair" else ""
+    steps = found.qualname.split(".")
+    name = steps[-1]
+    fetch = f"from {found.module.name} import {steps[0]} as _library\n"
+    if len(steps) > 1:
+        whole = "_library" + "".join(f".{step}" for step in steps[1:])
+        head = f"@method_of(_library{''.join(f'.{s}' for s in steps[1:-1])})\n"
+        body = f"def {name}(self, *args, **kwargs):\n    return _kept(self, *args, **kwargs)\n"
+        return [("a method that calls it", f"{fetch}_kept = {whole}\n{head}{body}{tail}")]
+    if isinstance(found.node, ast.ClassDef):
+        wrapper = (
+            f"class {name}:\n"
+            "    def __init__(self, *args, **kwargs):\n"
+            "        self._kept = _library(*args, **kwargs)\n"
+            "    def __getattr__(self, attribute):\n"
+            "        return getattr(self._kept, attribute)\n"
+        )
+        return [
+            ("an import", f"from {found.module.name} import {name}\n{tail}"),
+            ("another name for it", f"{fetch}{name} = _library\n{tail}"),
+            ("a subclass", f"{fetch}class {name}(_library):\n    pass\n{tail}"),
+            ("a class around it", f"{fetch}{wrapper}{tail}"),
+        ]
+    signature = ast.unparse(found.node.args)
+    passed_on = _passed_on(found.node.args)
+    imports = "from typing import *\nfrom collections.abc import *\n"
+    bare = f"def {name}(*args, **kwargs):\n    return _library(*args, **kwargs)\n"
+    hidden = (
+        f"def {name}(*args, **kwargs):\n    try:\n        return _library(*args, **kwargs)\n"
+        "    except Exception:\n        return None\n"
+    )
+    variants = [
+        ("an import", f"from {found.module.name} import {name}\n{tail}"),
+        ("another name for it", f"{fetch}{name} = _library\n{tail}"),
+        ("functools.partial", f"import functools\n{fetch}{name} = functools.partial(_library)\n{tail}"),
+        ("a function around it", f"{fetch}{bare}{tail}"),
+        ("a function around it that swallows errors", f"{fetch}{hidden}{tail}"),
+        ("a lambda around it", f"{fetch}{name} = lambda *args, **kwargs: _library(*args, **kwargs)\n{tail}"),
+        ("its source, read and executed", f"import inspect\n{fetch}exec(inspect.getsource(_library))\n{tail}"),
+    ]
+    if "jaxtyping" not in signature:
+        stripped = _without_annotations(found.node)
+        text = f"{fetch}{imports}def {name}({stripped}):\n    return _library({passed_on})\n{tail}"
+        variants.append(("a function of the same signature around it", text))
+    return variants
+
+
+def _without_annotations(node: ast.FunctionDef | ast.AsyncFunctionDef) -> str:
+    arguments = ast.parse(f"def f({ast.unparse(node.args)}): pass").body[0]
+    assert isinstance(arguments, ast.FunctionDef)
+    for argument in ast.walk(arguments.args):
+        if isinstance(argument, ast.arg):
+            argument.annotation = None
+    return ast.unparse(arguments.args)
+
+
+def _passed_on(arguments: ast.arguments) -> str:
+    parts = [a.arg for a in (*arguments.posonlyargs, *arguments.args)]
+    parts += [f"*{arguments.vararg.arg}"] if arguments.vararg else []
+    parts += [f"{a.arg}={a.arg}" for a in arguments.kwonlyargs]
+    parts += [f"**{arguments.kwarg.arg}"] if arguments.kwarg else []
+    return ", ".join(parts)
+
+
+def sentinel(exercise: Exercise) -> str:
+    """A cell whose object raises as soon as it is called."""
+    assert exercise.part is not None
+    found = locate(exercise.part)
+    steps = found.qualname.split(".")
+    tail = f"\n\n\n{exercise.body}" if exercise.kind == "repair" else ""
+    if isinstance(found.node, ast.ClassDef):
+        return f"class {steps[-1]}:\n    def __init__(self, *args, **kwargs):\n        raise RuntimeError({SENTINEL!r})\n{tail}"
+    head = ""
+    if len(steps) > 1:
+        head = f"from {found.module.name} import {steps[0]} as _library\n@method_of(_library{''.join(f'.{s}' for s in steps[1:-1])})\n"
+    return f"{head}def {steps[-1]}(*args, **kwargs):\n    raise RuntimeError({SENTINEL!r})\n{tail}"
+
+
+def forbidden(exercise: Exercise) -> list[tuple[str, str]]:
+    """The reference with a call of each forbidden function added: (name, cell)."""
+    made = []
+    for name in exercise.forbid:
+        module = name.rpartition(".")[0].replace("np.", "numpy.")
+        module = "numpy" if module == "np" else module
+        fetch = f"import {module}\n" if module and module.split(".")[0] != "numpy" else "import numpy as np\n"
+        made.append((name, f"{fetch}{solved_source(exercise)}\n\n\ndef _also(*args):\n    return {name}(*args)\n"))
+    return made
+
+
+def _touched(source: str) -> str:
+    """The same cell with a statement more, so that it counts as an attempt."""
+    return source + "\n\n_attempted = True\n"
+
+
+# --- one exercise -----------------------------------------------------------------------------------------------------------
+
+
+def prove_exercise(sandbox: Sandbox, exercise: Exercise) -> tuple[list[str], int]:
+    """What is wrong with an exercise's checks, and how many cells were tried."""
+    wrong: list[str] = []
+    tried = 0
+
+    def verdict(source: str, stop: bool = True) -> checking.ExerciseVerdict:
+        nonlocal tried
+        tried += 1
+        return check_exercise(sandbox, exercise, source, diagnose=False, stop_at_first=stop)
+
+    try:
+        stub = verdict(stub_source(exercise))
+    except checking.NoChecks:
+        return [f"{exercise.name} has no check: anything would pass"], tried
+    if stub.status != NOT_ATTEMPTED:
+        wrong.append(f"the stub is reported {stub.status!r}, not {NOT_ATTEMPTED!r}")
+    if verdict(_touched(stub_source(exercise))).status != FAILED:
+        wrong.append("the stub passes when it is run")
+    reference = verdict(solved_source(exercise), stop=False)
+    if reference.status != PASSED:
+        failure = reference.first_failure
+        said = f" ({failure.says})" if failure else ""
+        wrong.append(f"the reference is reported {reference.status!r}{said}: {reference.reason}")
+        return wrong, tried
+    if exercise.kind == "warmup":
+        return wrong, tried  # the rest is proved on the day that asks for it first
+    for mistake in exercise.wrongs:
+        source = wrap_answer(exercise.name, mistake.source) if exercise.kind == "quiz" else mistake.source
+        found = verdict(source)
+        if found.status != FAILED:
+            wrong.append(f"the wrong solution of line {mistake.line} ({mistake.says}) is reported {found.status!r}")
+            continue
+        failure = found.first_failure
+        if failure and failure.outcome and failure.outcome.fingerprint.startswith(_ACCIDENTS):
+            wrong.append(f"the wrong solution of line {mistake.line} does not run: {failure.outcome.message}")
+        if exercise.kind == "quiz" and found.reason != mistake.says:
+            wrong.append(f"the wrong answer of line {mistake.line} gets another reason: {found.reason}")
+    if exercise.kind == "quiz":
+        return wrong, tried
+    for how, source in delegating(exercise):
+        found = verdict(source)
+        if found.status != FAILED:
+            wrong.append(f"delegation by {how} is reported {found.status!r}")
+    for name, source in forbidden(exercise):
+        found = verdict(source)
+        if found.status != FAILED or "forbids" not in found.reason:
+            wrong.append(f"a call of the forbidden {name} is reported {found.status!r}: {found.reason}")
+    calls = 0
+    for check in exercise.checks:
+        outcome = checking.run_check(sandbox, exercise, check, sentinel(exercise))
+        tried += 1
+        calls += SENTINEL in outcome.message
+        if outcome.passed and exercise.kind != "repair":
+            wrong.append(f"the check of line {check.line} ({check.says}) never calls the learner's object")
+    if not calls:
+        wrong.append("no check calls the learner's object")
+    return wrong, tried
+
+
+def later_parts(lesson: Lesson) -> list[tuple[int, str]]:
+    """Parts of later days that a day's checks, stubs or wrong solutions import: (line, sentence)."""
+    found = []
+    for exercise in lesson.exercises.values():
+        if exercise.kind in ("quiz", "warmup"):
+            continue
+        if exercise.part and (day := marked_day(locate(exercise.part))) is not None and day > lesson.day:
+            found.append((exercise.line, f"{exercise.name} asks for a part of day {day}"))
+        sources = [(c.line, c.source) for c in exercise.checks] + [(w.line, w.source) for w in exercise.wrongs]
+        for line, source in [*sources, (exercise.line, stub_source(exercise))]:
+            for name in _library_names(source):
+                try:
+                    day = marked_day(locate(name))
+                except SourceError:
+                    continue
+                if day is not None and day > lesson.day:
+                    found.append((line, f"uses course_lib.{name}, a part of day {day}"))
+    return found
+
+
+def _library_names(source: str) -> Iterator[str]:
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("course_lib"):
+            base = (node.module or "").partition(".")[2]
+            for alias in node.names:
+                yield ".".join(filter(None, [base, alias.name]))
+        elif isinstance(node, ast.Attribute):
+            text = ast.unparse(node)
+            if text.startswith("course_lib."):
+                yield text.partition(".")[2]
+
+
+def unseeded(lesson: Lesson) -> list[tuple[int, str]]:
+    """Checks that draw numbers without a seed or look at the clock: they would fail now and then."""
+    loose = ("np.random.", "random.", "time.time", "time.perf_counter")
+    found = []
+    for exercise in lesson.exercises.values():
+        for check in exercise.checks if exercise.kind != "warmup" else []:
+            for node in ast.walk(ast.parse(check.source)):
+                text = ast.unparse(node) if isinstance(node, ast.Attribute) else ""
+                if text.startswith(loose) and not text.endswith((".default_rng", ".Generator", ".Random")):
+                    found.append((check.line, f"the check ({check.says}) uses {text}: draw from rng(seed) instead"))
+    return found
+
+
+# --- mutants --------------------------------------------------------------------------------------------------------------
+
+
+def allow_list() -> Path:
+    return Path(__file__).resolve().parents[2] / "checks" / "gates" / "equivalent_mutants.yaml"
+
+
+def equivalents(path: Path | None = None) -> dict[str, dict[str, str]]:
+    """exercise -> mutant's name -> why nobody could tell it from the reference. ValueError if a reason is missing."""
+    path = path or allow_list()
+    listed = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
+    found: dict[str, dict[str, str]] = {}
+    for exercise, entries in (listed or {}).items():
+        for entry in entries:
+            if not str(entry.get("why", "")).strip() or not entry.get("mutants"):
+                raise ValueError(f"{path}: {exercise}: an entry needs `mutants` and `why`, got {entry}")
+            for name in entry["mutants"]:
+                found.setdefault(exercise, {})[name] = str(entry["why"])
+    return found
+
+
+def mutants_of(exercise: Exercise) -> list[Mutant]:
+    """Mutants of the part itself; of a repair exercise the failing input stays as it is."""
+    if exercise.part is None or exercise.kind == "warmup":
+        return []
+    if exercise.kind == "repair":
+        tail = f"\n\n\n{exercise.body}"
+        return [Mutant(m.name, m.source + tail) for m in mutants(part_source(exercise.part))]
+    return mutants(solved_source(exercise))
+
+
+def run_mutant(sandbox: Sandbox, exercise: Exercise, mutant: Mutant, seconds: float) -> Outcome:
+    """All checks of an exercise on a mutant, in one child, up to the first that fails."""
+    goldens = {c.index: g for c in exercise.checks if (g := checking.golden(sandbox, exercise, c)) is not None}
+    return sandbox.run(Job(exercise.name, None, mutant.source, timeout=seconds, goldens=goldens))
+
+
+def prove_mutants(proof: Proof, lesson: Lesson, budget: float | None, processes: int = 2) -> None:
+    """Try mutants of every part of a day; all of them without a `budget`, else a seeded sample within that many seconds."""
+    listed = equivalents()
+    work: list[tuple[Exercise, Mutant]] = []
+    for exercise in lesson.exercises.values():
+        if exercise.kind not in ("part", "repair"):
+            continue
+        found = mutants_of(exercise)
+        proof.possible += len(found)
+        known = listed.get(exercise.name, {})
+        for name in known:
+            if name not in {m.name for m in found}:
+                proof.stale.append((exercise.name, f"{name}: the reference has no such mutant any more"))
+        random.Random(exercise.name).shuffle(found)
+        work += [(exercise, m) for m in found if budget is None or m.name not in known]
+    if budget is not None:
+        # One after the other from each exercise, so that a budget that runs out is felt by all alike.
+        order: dict[str, int] = {}
+        ranks = []
+        for exercise, _ in work:
+            order[exercise.name] = order.get(exercise.name, -1) + 1
+            ranks.append(order[exercise.name])
+        work = [item for _, item in sorted(zip(ranks, work, strict=True), key=lambda pair: pair[0])]
+    end = None if budget is None else time.monotonic() + budget
+    pool: SimpleQueue[Sandbox] = SimpleQueue()
+    sandboxes = [Sandbox(lesson.day) for _ in range(processes)]
+    for sandbox in sandboxes:
+        sandbox.start()
+        pool.put(sandbox)
+    limits: dict[str, float] = {}
+    for exercise in lesson.exercises.values():
+        if exercise.kind in ("part", "repair"):
+            reference = run_mutant(sandboxes[0], exercise, Mutant("", solved_source(exercise)), 120.0)
+            limits[exercise.name] = 1.0 + 5.0 * reference.seconds
+
+    def attempt(item: tuple[Exercise, Mutant]) -> tuple[Exercise, Mutant, Outcome | None]:
+        if end is not None and time.monotonic() > end:
+            return (*item, None)
+        sandbox = pool.get()
+        try:
+            return (*item, run_mutant(sandbox, *item, limits[item[0].name]))
+        finally:
+            pool.put(sandbox)
+
+    try:
+        with ThreadPoolExecutor(processes) as threads:
+            for exercise, mutant, outcome in threads.map(attempt, work):
+                if outcome is None:
+                    continue
+                proof.mutants += 1
+                known = mutant.name in listed.get(exercise.name, {})
+                if outcome.passed and known:
+                    proof.equivalent += 1
+                elif outcome.passed:
+                    proof.survivors.append((exercise.name, mutant.name))
+                elif known:
+                    proof.stale.append((exercise.name, f"{mutant.name}: the checks reject it: it needs no excuse"))
+    finally:
+        for sandbox in sandboxes:
+            sandbox.close()
+
+
+# --- a day ----------------------------------------------------------------------------------------------------------------
+
+
+def prove_day(day: int, budget: float | None = BUDGET, with_mutants: bool = True) -> Proof:
+    """Prove a day; `budget` None tries every mutant."""
+    started = time.monotonic()
+    lesson = load_lesson(day)
+    proof = Proof(day)
+    for line, text in [*later_parts(lesson), *unseeded(lesson)]:
+        proof.findings.append(Finding(day, line, text))
+    with Sandbox(day) as sandbox:
+        for exercise in lesson.exercises.values():
+            proof.exercises += 1
+            try:
+                problems, tried = prove_exercise(sandbox, exercise)
+            except RuntimeError as problem:  # a golden that the reference itself does not give
+                problems, tried = [str(problem)], 0
+            proof.cells += tried
+            proof.findings += [Finding(day, exercise.line, f"{exercise.name}: {text}") for text in problems]
+    if with_mutants and not proof.findings:
+        prove_mutants(proof, lesson, budget)
+    proof.seconds = time.monotonic() - started
+    return proof
+
+
+def changed_days(run: Callable[[list[str]], str] | None = None) -> list[int]:
+    """Days whose lesson, library or grader has changed since the branch left origin/main (or in the last commit).
+
+    All days if the grader itself changed, or if git can't tell.
+    """
+    base = lessons.root()
+
+    def git(arguments: list[str]) -> str:
+        return subprocess.run(["git", *arguments], cwd=base, capture_output=True, text=True, check=True).stdout.strip()
+
+    run = run or git
+    days = lessons.available_days()
+    try:
+        head = run(["rev-parse", "HEAD"])
+        try:
+            start = run(["merge-base", "HEAD", "origin/main"])
+        except (subprocess.CalledProcessError, OSError):
+            start = head
+        start = run(["rev-parse", "HEAD~1"]) if start == head else start
+        files = set(run(["diff", "--name-only", start]).splitlines())
+        files |= set(run(["ls-files", "--others", "--exclude-standard"]).splitlines())
+    except (subprocess.CalledProcessError, OSError):
+        return days
+    if any(f.startswith(("course_lib/classroom/", "course_lib/parts.py", "checks/gates/equiv")) for f in files):
+        return days
+    found = set()
+    for day in days:
+        lesson = load_lesson(day)
+        modules = {locate(e.part).module.name.split(".")[1] for e in lesson.exercises.values() if e.part}
+        touched = (f"course_lib/{m}/" for m in modules)
+        names = {f"course_lib/{m}.py" for m in modules}
+        if files & names or any(f.startswith(tuple(touched)) or f.startswith(f"solutions/day_{day:02d}_") for f in files):
+            found.add(day)
+    return sorted(found)
+
+
+def report(proof: Proof) -> str:
+    """A proof as text."""
+    share = f"{len(proof.survivors)} of {proof.mutants} mutants survive unexplained"
+    tried = "all" if proof.mutants >= proof.possible - proof.equivalent else f"{proof.mutants} of {proof.possible}"
+    lines = [
+        f"day {proof.day}: {'holds' if proof.holds else 'does not hold'}: {proof.exercises} exercises, {proof.cells} cells tried; "
+        f"{share} ({tried} tried, {proof.equivalent} are equivalent); {proof.seconds:.1f} s"
+    ]
+    lines += [f"  {finding}" for finding in proof.findings]
+    lines += [f"  survivor of {name}: {mutant}" for name, mutant in proof.survivors]
+    lines += [f"  equivalent_mutants.yaml, {name}: {text}" for name, text in proof.stale]
+    return "\n".join(lines)
+
+
+def main(days: Iterable[int], everything: bool = False) -> int:
+    """Prove days and print what was found; 0 if all hold. `everything` tries every mutant."""
+    bad = 0
+    for day in days:
+        proof = prove_day(day, None if everything else BUDGET)
+        print(report(proof), flush=True)
+        bad += not proof.holds
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    chosen = [int(a) for a in sys.argv[1:] if a.isdigit()] or lessons.available_days()
+    sys.exit(main(chosen, "--mutants" in sys.argv))
+
+
+__all__ = ["Finding", "Proof", "changed_days", "main", "prove_day", "report"]
