@@ -174,17 +174,18 @@ def _headed(lesson: Lesson, exercise: Exercise, before: str | None, line: int) -
 
 def _after_solution(exercise: Exercise) -> str:
     """What the solved notebook says below a solution: what the checks prove, and how it goes wrong."""
+    wrongs = [w for w in exercise.wrongs if "course_lib" not in w.source]  # delegating is no mistake to learn from
+    if exercise.kind == "quiz":
+        # A quotation, so that the next question does not seem to belong to it.
+        given = [f"`{w.source.strip()}`: " if exercise.options else "" for w in wrongs]
+        reasons = [f"> - {letter}{w.says}" for letter, w in zip(given, wrongs, strict=True)]
+        return "\n".join(["> **Wrong answers, and why**", ">", *reasons]) if wrongs else ""
     lines = []
     if exercise.checks:
-        lines += ["**What the checks prove**", "", *(f"- {c.says}" for c in exercise.checks)]
-    wrongs = [w for w in exercise.wrongs if "course_lib" not in w.source]  # delegating is no mistake to learn from
+        lines = ["**What the checks prove**", "", *(f"- {check.says}" for check in exercise.checks), ""]
     if wrongs:
-        title = "Wrong answers, and why" if exercise.kind == "quiz" else "How it goes wrong"
-        lines += ["", f"**{title}**", ""] if lines else [f"**{title}**", ""]
-        for wrong in wrongs:
-            given = f"`{wrong.source.strip()}`: " if exercise.options else ""
-            lines.append(f"- {given}{wrong.says}")
-    return "\n".join(lines)
+        lines += ["**How it goes wrong**", "", *(f"- {wrong.says}" for wrong in wrongs)]
+    return "\n".join(lines).strip()
 
 
 # The three notebooks, without outputs
