@@ -25,7 +25,7 @@ STYLES = {"ok": "green", "missing": "yellow", "broken": "bold red", "not here": 
 
 @dataclass(frozen=True)
 class Finding:
-    """What a probe found; state is "ok", "missing" (it can be had), "broken" (mend it first) or "not here"."""
+    """What a probe found; state is "ok", "missing" (can be had), "broken" (mend it first) or "not here"."""
 
     name: str
     state: str

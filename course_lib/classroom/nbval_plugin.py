@@ -2,8 +2,8 @@
 
     python -m course_lib.classroom.nbval_plugin checks/day_05.ipynb
 
-nbval alone is silent where a person would expect an error (FACTS: a marker in a cell without execution count, text after
-a marker, NBVAL_RAISES_EXCEPTION that raises nothing); `lint` refuses such notebooks first.
+nbval alone is silent where a person would expect an error (FACTS: a marker in a cell without execution count,
+text after a marker, NBVAL_RAISES_EXCEPTION that raises nothing); `lint` refuses such notebooks first.
 """
 
 import json
@@ -47,7 +47,9 @@ def lint(path: Path) -> list[str]:
         here = f"{path.name}, cell {number}"
         head = check_head(source)
         if head is None and source.lstrip().startswith("%%check"):
-            found.append(f"{here}: the first line must read %%check NAME INDEX, and reads {source.partition(chr(10))[0]!r}")
+            found.append(
+                f"{here}: the first line must read %%check NAME INDEX, and reads {source.partition(chr(10))[0]!r}"
+            )
         checks += head is not None and head[0] != "together"
         tags = cell.get("metadata", {}).get("tags", [])
         bad_tags = [tag for tag in tags if tag.lower().startswith("nbval") or tag == "raises-exception"]
@@ -60,7 +62,9 @@ def lint(path: Path) -> list[str]:
             if line.strip() == f"# {MARKER}":
                 marked = True
             else:
-                found.append(f"{here}: nbval ignores or misreads the marker {line.strip()!r}; it must read `# {MARKER}`")
+                found.append(
+                    f"{here}: nbval ignores or misreads the marker {line.strip()!r}; it must read `# {MARKER}`"
+                )
         outputs = cell.get("outputs", [])
         if marked and cell.get("execution_count") is None:
             found.append(f"{here}: {MARKER} in a cell that was never executed passes whatever comes out")
@@ -69,7 +73,9 @@ def lint(path: Path) -> list[str]:
         if outputs and not marked:
             found.append(f"{here}: it has an output that nothing compares; mark it `# {MARKER}`")
         if any(output.get("output_type") != "execute_result" for output in outputs):
-            found.append(f"{here}: an output other than the check's value is recorded ({outputs[0].get('output_type')})")
+            found.append(
+                f"{here}: an output other than the check's value is recorded ({outputs[0].get('output_type')})"
+            )
         if head is not None and not marked:
             try:
                 if has_golden(source.partition("\n")[2]):
@@ -103,7 +109,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[Any]) -> No
         own = head is None or head[0].rpartition(".")[2] == "together" or cells is None or head[0] in cells
         (kept if own else dropped).append(item)
     if not checks:
-        raise NotebookWithoutChecks("no check was collected: a notebook without checks would pass whatever one writes")
+        raise NotebookWithoutChecks(
+            "no check was collected: a notebook without checks would pass whatever one writes"
+        )
     if dropped:
         config.hook.pytest_deselected(items=dropped)
         items[:] = kept
@@ -117,7 +125,8 @@ def pytest_runtest_makereport(item: Any, call: pytest.CallInfo[Any]) -> Generato
     head = check_head(item.cell.source) if hasattr(item, "cell") else ("setup", 0)
     if report.when != "call" and report.passed:
         return
-    # After a cell ran out of nbval's time it expects failure of the rest (xfail), which pytest counts as skipped.
+    # After a cell ran out of nbval's time it expects failure of the rest (xfail), which pytest counts as
+    # skipped.
     outcome = "failed" if hasattr(report, "wasxfail") else report.outcome
     text = str(call.excinfo.value) if call.excinfo is not None else ""
     name, index = head or ("setup", 0)
@@ -129,7 +138,7 @@ def main(arguments: list[str]) -> int:
     os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
     notebook = Path(arguments[0]).resolve()
     options = ["-p", "nbval.plugin", "-p", "course_lib.classroom.nbval_plugin", "-p", "no:cacheprovider"]
-    options += ["-q", "--no-header", "-c", os.devnull, f"--rootdir={notebook.parent}"]
+    options += ["-q", "--no-header", "--noconftest", "-c", os.devnull, f"--rootdir={notebook.parent}"]
     options += ["--nbval-lax", "--nbval-current-env", "--nbval-cell-timeout=180"]
     return int(pytest.main([*options, *arguments[1:], str(notebook)]))
 
