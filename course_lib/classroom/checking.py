@@ -1,4 +1,6 @@
-"""Is this cell a solution of that exercise? The one implementation behind the notebook, the grader and the gates."""
+"""Is this cell a solution of that exercise? The one implementation behind the notebook, the grader and the
+gates.
+"""
 
 import ast
 import functools
@@ -48,11 +50,13 @@ class ExerciseVerdict:
         return next((c for c in self.checks if c.outcome is not None and not c.outcome.passed), None)
 
 
-# --- without running ------------------------------------------------------------------------------------------------------
+# without running
 
 
 def tree(source: str) -> str:
-    """A cell as the text of its syntax tree: equal for cells that differ in comments and layout only. SyntaxError."""
+    """A cell as the text of its syntax tree: equal for cells that differ in comments and layout only.
+    SyntaxError.
+    """
     return ast.dump(ast.parse(strip_magics(source)))
 
 
@@ -74,11 +78,13 @@ def checks_of(exercise: Exercise) -> list[Check]:
     if exercise.kind == "quiz":
         return [Check(exercise.name, "the answer is right", "", 10.0, exercise.line, 0)]
     if not exercise.checks:
-        raise NoChecks(f"{exercise.path}:{exercise.line}: {exercise.name} has no check, so anything would pass")
+        raise NoChecks(
+            f"{exercise.path}:{exercise.line}: {exercise.name} has no check, so anything would pass"
+        )
     return exercise.checks
 
 
-# --- goldens --------------------------------------------------------------------------------------------------------------
+# goldens
 
 
 def checks_notebook(day: int) -> Path:
@@ -87,7 +93,9 @@ def checks_notebook(day: int) -> Path:
 
 
 def recorded_goldens(path: Path) -> dict[tuple[str, int], tuple[str, str]]:
-    """(exercise, index) -> (source, golden's text), read from a built checks notebook; empty if it isn't there."""
+    """(exercise, index) -> (source, golden's text), read from a built checks notebook; empty if it isn't
+    there.
+    """
     return _recorded(path, path.stat().st_mtime_ns) if path.is_file() else {}
 
 
@@ -124,12 +132,14 @@ def golden(sandbox: Sandbox, exercise: Exercise, check: Check) -> str | None:
     if key not in _made:
         outcome = sandbox.run(Job(exercise.name, check.index, reference, timeout=check.timeout))
         if not outcome.passed:
-            raise RuntimeError(f"the reference of {exercise.name} fails its check {check.says!r}: {outcome.message}")
+            raise RuntimeError(
+                f"the reference of {exercise.name} fails its check {check.says!r}: {outcome.message}"
+            )
         _made[key] = outcome.value
     return _made[key]
 
 
-# --- running --------------------------------------------------------------------------------------------------------------
+# running
 
 
 def run_check(
@@ -153,13 +163,15 @@ def check_exercise(
     """Check a cell: first without running it, then check by check in children of the sandbox.
 
     After a check that runs out of time the exercise's other checks are not run. With `diagnose`, a failure is
-    compared with the exercise's known mistakes. `together` holds the cells of further parts, by exercise, to be used
-    in place of the references.
+    compared with the exercise's known mistakes. `together` holds the cells of further parts, by exercise, to
+    be used in place of the references.
     """
     checks = checks_of(exercise)
     reason = not_attempted(exercise, cell_source)
     if reason:
-        return ExerciseVerdict(exercise.name, NOT_ATTEMPTED, reason, [CheckVerdict(c.index, c.says, None) for c in checks])
+        return ExerciseVerdict(
+            exercise.name, NOT_ATTEMPTED, reason, [CheckVerdict(c.index, c.says, None) for c in checks]
+        )
     verdicts: list[CheckVerdict] = []
     over = False
     for check in checks:
@@ -177,7 +189,9 @@ def check_exercise(
 
 def same_everywhere(outcome: Outcome) -> bool:
     """Whether the fault lies in the cell itself, so that every further check would only say it again."""
-    return outcome.kind in ("SyntaxError", "not yours") or outcome.message.startswith("your cell stops before")
+    return outcome.kind in ("SyntaxError", "not yours") or outcome.message.startswith(
+        "your cell stops before"
+    )
 
 
 def conclude(exercise: Exercise, checks: Iterable[CheckVerdict]) -> ExerciseVerdict:

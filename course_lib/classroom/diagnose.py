@@ -1,7 +1,8 @@
 """Which known mistake does a failure look like?
 
-An exercise's wrong solutions are run on the same checks, and their *outcomes* compared: the value got or the error's
-type, check by check. Comparing only which checks fail would be wrong a third of the time (measured on 306 mutants).
+An exercise's wrong solutions are run on the same checks, and their *outcomes* compared: the value got or the
+error's type, check by check. Comparing only which checks fail would be wrong a third of the time (measured on
+306 mutants).
 """
 
 from course_lib.classroom import checking
@@ -9,7 +10,14 @@ from course_lib.classroom.lesson import Exercise
 from course_lib.classroom.sandbox import Job, Outcome, Sandbox
 
 # Failures that say nothing about the idea behind a solution: many different mistakes end so.
-_MUTE = ("error: NameError", "error: NotImplementedError", "syntax", "not yours", "delegation", "error: SystemExit")
+_MUTE = (
+    "error: NameError",
+    "error: NotImplementedError",
+    "syntax",
+    "not yours",
+    "delegation",
+    "error: SystemExit",
+)
 
 
 def looks_as_if(sandbox: Sandbox, exercise: Exercise, verdict: "checking.ExerciseVerdict") -> str:

@@ -6,8 +6,9 @@ A check calls the function once and states what must hold::
     expect(softmax, x).close(scipy.special.softmax(x, axis=-1))
     expect(decode, [-1]).raises(ValueError, match="-1")
 
-Shapes and dtypes are compared before values, because `np.allclose` broadcasts: a `(3, 1)` answer would pass for a
-`(3, 3)` one. Every failure carries three short texts: what was *given*, what was *expected* and what we *got*.
+Shapes and dtypes are compared before values, because `np.allclose` broadcasts: a `(3, 1)` answer would pass
+for a `(3, 3)` one. Every failure carries three short texts: what was *given*, what was *expected* and what we
+*got*.
 """
 
 import ast
@@ -27,8 +28,8 @@ class Tolerance(NamedTuple):
     atol: float
 
 
-# The one table of tolerances. The absolute part shrinks with the data: probabilities over a vocabulary are of size
-# 1e-5, and an absolute 1e-5 would accept anything. It never grows with it: one -1e9 of a mask must not excuse the rest.
+# The one table of tolerances. The absolute part shrinks with the data: probabilities over a vocabulary are of
+# size 1e-5, and an absolute 1e-5 would accept anything. It never grows: one -1e9 of a mask must not excuse the rest.
 TOLERANCES: dict[str, Tolerance] = {
     "float64": Tolerance(1e-7, 1e-9),
     "float32": Tolerance(1e-5, 1e-6),
@@ -40,7 +41,9 @@ TOLERANCES: dict[str, Tolerance] = {
     "complex64": Tolerance(1e-5, 1e-6),
 }
 
-CELL_PREFIX = "<your "  # file names of compiled learner's cells start with this; tracebacks are searched for it
+CELL_PREFIX = (
+    "<your "  # file names of compiled learner's cells start with this; tracebacks are searched for it
+)
 
 
 class CheckFailure(AssertionError):
@@ -61,11 +64,15 @@ class CheckFailure(AssertionError):
         self.fingerprint = fingerprint or f"{kind}: {message}"
 
 
-# --- showing values ---------------------------------------------------------------------------------------------------
+# showing values
 
 
 def _is_tensor(x: Any) -> bool:
-    return type(x).__module__.partition(".")[0] in ("torch", "mlx") and hasattr(x, "shape") and hasattr(x, "dtype")
+    return (
+        type(x).__module__.partition(".")[0] in ("torch", "mlx")
+        and hasattr(x, "shape")
+        and hasattr(x, "dtype")
+    )
 
 
 def _family(x: Any) -> str:
@@ -76,7 +83,7 @@ def _family(x: Any) -> str:
 
 
 def _dtype_name(x: Any) -> str:
-    """"float32", "bfloat16", "int64" …: the same names for NumPy, torch and MLX; "" for what has no dtype."""
+    """The dtype's name, the same for NumPy, torch and MLX ("bfloat16"); "" for what has none."""
     dtype = getattr(x, "dtype", None)
     return "" if dtype is None else str(dtype).rpartition(".")[2]
 
@@ -100,7 +107,7 @@ def _kind(name: str) -> str:
 
 
 def describe(x: Any) -> str:
-    """"a float32 array of shape (3, 4)", "a list of 5", "an int": what a value is, without its contents."""
+    """What a value is, without its contents: "a float32 array of shape (3, 4)", "a list of 5", "an int"."""
     if isinstance(x, np.ndarray) or _is_tensor(x):
         noun = "array" if isinstance(x, np.ndarray) else "tensor"
         text = f"{_dtype_name(x)} {noun} of shape {tuple(x.shape)}"
@@ -137,9 +144,12 @@ def show(x: Any, limit: int = 240) -> str:
         return f"{x.item()!r} ({_dtype_name(x)})"
     if isinstance(x, (str, bytes)):
         unit = "characters" if isinstance(x, str) else "bytes"
-        return repr(x) if len(x) <= limit else f"{x[: limit // 2]!r} … {x[-limit // 4 :]!r} ({len(x):,} {unit})"
+        return (
+            repr(x) if len(x) <= limit else f"{x[: limit // 2]!r} … {x[-limit // 4 :]!r} ({len(x):,} {unit})"
+        )
     if type(x) in (list, tuple, set, frozenset) and not hasattr(x, "_fields"):
-        open_, close_ = {list: "[]", tuple: "()", set: "{}"}.get(type(x), ("frozenset({", "})"))
+        brackets: dict[type, tuple[str, str]] = {list: ("[", "]"), tuple: ("(", ")"), set: ("{", "}")}
+        open_, close_ = brackets.get(type(x), ("frozenset({", "})"))
         items = _sorted(x) if isinstance(x, (set, frozenset)) else list(x)
         if not items:
             return repr(x)
@@ -147,7 +157,11 @@ def show(x: Any, limit: int = 240) -> str:
         if len(items) <= 12:
             body = ", ".join(show(i, inner) for i in items)
         else:
-            body = ", ".join(show(i, inner) for i in items[:8]) + ", …, " + ", ".join(show(i, inner) for i in items[-2:])
+            body = (
+                ", ".join(show(i, inner) for i in items[:8])
+                + ", …, "
+                + ", ".join(show(i, inner) for i in items[-2:])
+            )
         comma = "," if type(x) is tuple and len(items) == 1 else ""
         return f"{open_}{body}{comma}{close_}" + (f" ({len(items):,} items)" if len(items) > 12 else "")
     if isinstance(x, dict):
@@ -172,7 +186,7 @@ def _call_text(fn: Any, args: tuple, kwargs: dict) -> str:
     return f"{name}({', '.join(parts)})"
 
 
-# --- goldens ----------------------------------------------------------------------------------------------------------
+# goldens
 
 
 def _sorted(items: Any) -> list:
@@ -185,9 +199,9 @@ def _sorted(items: Any) -> list:
 def plain(x: Any) -> Any:
     """The value a golden is made of: None, bool, int, str, bytes, and lists and dicts of those.
 
-    Tuples become lists (as dict keys they stay tuples), sets become sorted lists, arrays of integers or booleans become
-    nested lists, dtypes and shapes become strings and lists. Raises TypeError for a float: floats are asserted with a
-    tolerance, never recorded.
+    Tuples become lists (as dict keys they stay tuples), sets become sorted lists, arrays of integers or
+    booleans become nested lists, dtypes and shapes become strings and lists. Raises TypeError for a float:
+    floats are asserted with a tolerance, never recorded.
     """
     if x is None or isinstance(x, (bool, str, bytes)):
         return x
@@ -224,7 +238,9 @@ def golden_text(value: Any) -> str:
 
 
 def has_golden(source: str) -> bool:
-    """Whether a check's last statement is an expression whose value is recorded (not an expectation, which has none)."""
+    """Whether a check's last statement is an expression whose value is recorded (not an expectation, which
+    has none).
+    """
     body = ast.parse(source).body
     if not body or not isinstance(body[-1], ast.Expr):
         return False
@@ -237,7 +253,9 @@ def has_golden(source: str) -> bool:
 
 
 def fingerprint(value: Any) -> str:
-    """A short text that is equal for equal answers (floats to 5 digits), to recognise a known mistake by what it gives."""
+    """A short text that is equal for equal answers (floats to 5 digits), to recognise a known mistake by
+    what it gives.
+    """
     text = _canonical(value)
     return text if len(text) <= 80 else "sha256:" + hashlib.sha256(text.encode()).hexdigest()[:24]
 
@@ -256,7 +274,7 @@ def _canonical(x: Any) -> str:
     return show(x, 10_000)
 
 
-# --- comparing --------------------------------------------------------------------------------------------------------
+# comparing
 
 
 class _Difference(Exception):
@@ -282,7 +300,11 @@ def _same(got: Any, want: Any, path: str = "") -> None:
             raise _Difference(_first_wrong(wrong, a, b, path))
         return
     if isinstance(want, (bool, np.bool_)) or isinstance(got, (bool, np.bool_)):
-        if not (isinstance(want, (bool, np.bool_)) and isinstance(got, (bool, np.bool_)) and bool(got) == bool(want)):
+        if not (
+            isinstance(want, (bool, np.bool_))
+            and isinstance(got, (bool, np.bool_))
+            and bool(got) == bool(want)
+        ):
             raise _Difference(f"{_where(path)}got {show(got)}, expected {show(want)}")
     elif isinstance(want, Mapping):
         if not isinstance(got, Mapping):
@@ -305,11 +327,19 @@ def _same(got: Any, want: Any, path: str = "") -> None:
     elif isinstance(want, (int, float, complex, np.number)):
         numbers = (int, np.integer) if isinstance(want, (int, np.integer)) else (float, complex, np.inexact)
         if not isinstance(got, numbers):
-            raise _Difference(f"{_where(path)}got {show(got)} ({describe(got)}), expected {show(want)} ({describe(want)})")
+            raise _Difference(
+                f"{_where(path)}got {show(got)} ({describe(got)}), expected {show(want)} ({describe(want)})"
+            )
         if not (got == want or (got != got and want != want)):
             raise _Difference(f"{_where(path)}got {show(got)}, expected {show(want)}")
-    elif type(got) is not type(want) and not isinstance(got, type(want)) and isinstance(want, (str, bytes, set, frozenset)):
-        raise _Difference(f"{_where(path)}got {show(got)} ({describe(got)}), expected {show(want)} ({describe(want)})")
+    elif (
+        type(got) is not type(want)
+        and not isinstance(got, type(want))
+        and isinstance(want, (str, bytes, set, frozenset))
+    ):
+        raise _Difference(
+            f"{_where(path)}got {show(got)} ({describe(got)}), expected {show(want)} ({describe(want)})"
+        )
     elif not bool(got == want):
         raise _Difference(f"{_where(path)}got {show(got)}, expected {show(want)}")
 
@@ -340,7 +370,9 @@ def _close(got: Any, want: Any, dtype: Any, rtol: float | None, atol: float | No
 
     typed = _family(want) != "python"
     got_name, want_name = _dtype_name(got), _dtype_name(want)
-    if typed and _family(got) not in (_family(want), "python") or (typed and want.shape and _family(got) == "python"):
+    if (typed and _family(got) not in (_family(want), "python")) or (
+        typed and want.shape and _family(got) == "python"
+    ):
         raise _Difference(f"{_where(path)}got {describe(got)}, expected {describe(want)}")
     try:
         a, b = _to_numpy(got), _to_numpy(want)
@@ -361,7 +393,9 @@ def _close(got: Any, want: Any, dtype: Any, rtol: float | None, atol: float | No
     elif not typed:
         want_name = got_name if got_name in ("float32", "complex64") else want_name
     elif _coarseness(got_name) > _coarseness(want_name):
-        raise _Difference(f"{_where(path)}got dtype {got_name}, expected {want_name}: precision was lost on the way")
+        raise _Difference(
+            f"{_where(path)}got dtype {got_name}, expected {want_name}: precision was lost on the way"
+        )
 
     table = TOLERANCES.get(want_name, Tolerance(0.0, 0.0))
     rtol, atol = table.rtol if rtol is None else rtol, table.atol if atol is None else atol
@@ -395,7 +429,9 @@ def _given_text(given: Any) -> str:
     return ", ".join(show(g, 160) for g in given) if isinstance(given, tuple) else show(given)
 
 
-def _fail(message: str, given: Any, want: Any = _NOTHING, got: Any = _NOTHING, kind: str = "value") -> NoReturn:
+def _fail(
+    message: str, given: Any, want: Any = _NOTHING, got: Any = _NOTHING, kind: str = "value"
+) -> NoReturn:
     mark = f"{kind}: {fingerprint(got)}" if got is not _NOTHING else f"{kind}: {message}"
     raise CheckFailure(
         message,
@@ -420,12 +456,18 @@ def same(got: Any, want: Any, given: Any = None) -> None:
 
 
 def close(
-    got: Any, want: Any, given: Any = None, dtype: Any = None, rtol: float | None = None, atol: float | None = None
+    got: Any,
+    want: Any,
+    given: Any = None,
+    dtype: Any = None,
+    rtol: float | None = None,
+    atol: float | None = None,
 ) -> None:
     """Assert that floats agree to the tolerance of their dtype; shapes and dtypes are compared first.
 
-    `want` may be an array, a tensor, a number, nested lists of numbers, or lists, tuples and dicts of those. With
-    `dtype` the answer's dtype must be exactly that one; without it, the same kind and no less precise than `want`.
+    `want` may be an array, a tensor, a number, nested lists of numbers, or lists, tuples and dicts of those.
+    With `dtype` the answer's dtype must be exactly that one; without it, the same kind and no less precise
+    than `want`.
     """
     try:
         _close(got, want, dtype, rtol, atol)
@@ -444,11 +486,11 @@ def rng(seed: int) -> np.random.Generator:
     return np.random.default_rng(seed)
 
 
-# --- calling the learner's function -------------------------------------------------------------------------------------
+# calling the learner's function
 
 
 def cell_line(error: BaseException) -> str:
-    """"line 4: return ids[i + 1]": the last line of the learner's cell in an exception's traceback, or ""."""
+    """The last line of the learner's cell in a traceback, as "line 4: return ids[i + 1]", or ""."""
     import linecache
 
     found = ""
@@ -506,7 +548,13 @@ class Expectation:
             for name, value, kept in before:
                 if kept is not _NOTHING and _changed(value, kept):
                     self._seen()
-                    _fail(f"your code changed its input {name}; it must leave it as it was", self.given, kept, value, "mutation")
+                    _fail(
+                        f"your code changed its input {name}; it must leave it as it was",
+                        self.given,
+                        kept,
+                        value,
+                        "mutation",
+                    )
 
     @staticmethod
     def _inputs(fn: Callable, args: tuple, kwargs: dict) -> list[tuple[str, Any]]:
@@ -527,7 +575,9 @@ class Expectation:
             name = type(self.error).__name__
             if isinstance(self.error, CheckFailure):
                 raise self.error
-            raise CheckFailure(error_text(self.error), self.given, kind=name, fingerprint=f"error: {name}") from self.error
+            raise CheckFailure(
+                error_text(self.error), self.given, kind=name, fingerprint=f"error: {name}"
+            ) from self.error
         return self._result
 
     def equals(self, want: Any) -> "Expectation":
@@ -548,7 +598,11 @@ class Expectation:
         try:
             holds = bool(condition(got))
         except Exception as error:
-            _fail(f"this must hold: {sentence}; it cannot be judged ({type(error).__name__}: {error})", self.given, got=got)
+            _fail(
+                f"this must hold: {sentence}; it cannot be judged ({type(error).__name__}: {error})",
+                self.given,
+                got=got,
+            )
         if not holds:
             _fail(f"this must hold: {sentence}", self.given, got=got)
         return self
@@ -581,7 +635,9 @@ def _changed(now: Any, before: Any) -> bool:
 
 
 class _Expect:
-    """`expect(fn, *args, **kwargs)` calls once and watches the inputs; `expect.mutating(…)` lets it change them."""
+    """`expect(fn, *args, **kwargs)` calls once and watches the inputs; `expect.mutating(…)` lets it change
+    them.
+    """
 
     def __call__(self, fn: Callable, /, *args: Any, **kwargs: Any) -> Expectation:
         return Expectation(fn, args, kwargs, mutating=False)
@@ -604,8 +660,10 @@ def end_check() -> None:
         if expectation.error is not None:
             expectation.value  # noqa: B018  raises, with the input
     if _open:
-        text = f"the check calls {_open[0].given} and expects nothing of it: add .equals, .close, .raises, .satisfies or .value"
-        raise RuntimeError(text)
+        raise RuntimeError(
+            f"the check calls {_open[0].given} and expects nothing of it: "
+            "add .equals, .close, .raises, .satisfies or .value"
+        )
 
 
 NAMES: dict[str, Any] = {"expect": expect, "same": same, "close": close, "that": that, "rng": rng, "np": np}

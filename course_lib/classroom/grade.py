@@ -1,8 +1,8 @@
 """`make check-day N`: the learner's notebook in, a report of the day out.
 
-Exercise cells are collected from the notebook, whatever state it is in; cells without an attempt are told apart without
-running anything; the rest is checked by checks/day_NN.ipynb under pytest and nbval. What passed is kept in
-course_lib/mine/, so that the engine can run with it.
+Exercise cells are collected from the notebook, whatever state it is in; cells without an attempt are told
+apart without running anything; the rest is checked by checks/day_NN.ipynb under pytest and nbval. What passed
+is kept in course_lib/mine/, so that the engine can run with it.
 """
 
 import ast
@@ -18,8 +18,16 @@ from pathlib import Path
 from typing import Any
 
 from course_lib import parts
-from course_lib.classroom import checking, lesson as lessons, nbval_plugin
-from course_lib.classroom.checking import FAILED, NOT_ATTEMPTED, NOT_RUN, PASSED, CheckVerdict, ExerciseVerdict
+from course_lib.classroom import checking, nbval_plugin
+from course_lib.classroom import lesson as lessons
+from course_lib.classroom.checking import (
+    FAILED,
+    NOT_ATTEMPTED,
+    NOT_RUN,
+    PASSED,
+    CheckVerdict,
+    ExerciseVerdict,
+)
 from course_lib.classroom.diagnose import looks_as_if
 from course_lib.classroom.lesson import Exercise, Lesson, load_lesson
 from course_lib.classroom.sandbox import Outcome, Sandbox, SandboxError
@@ -32,7 +40,9 @@ class GradeError(Exception):
 
 @dataclass(frozen=True)
 class ExerciseReport:
-    """One line of the scoreboard. `notes` are remarks on the cell ("two cells define it; the last one counts")."""
+    """One line of the scoreboard. `notes` are remarks on the cell ("two cells define it; the last one
+    counts").
+    """
 
     name: str
     kind: str
@@ -57,7 +67,8 @@ class DayReport:
     """The result of grading a day.
 
     `passed`: every core exercise passed, and the parts that passed work together. `exit_status` is 0 only if,
-    besides, no extra exercise was tried and failed. `together` is what is wrong when all passed parts run at once.
+    besides, no extra exercise was tried and failed. `together` is what is wrong when all passed parts run at
+    once.
     """
 
     day: int
@@ -80,7 +91,7 @@ class DayReport:
         return sum(e.status == status for e in self.exercises)
 
 
-# --- which day, which notebook --------------------------------------------------------------------------------------------
+# which day, which notebook
 
 
 def parse_day(text: str) -> int:
@@ -90,7 +101,9 @@ def parse_day(text: str) -> int:
     try:
         day = int(text)
     except ValueError:
-        raise GradeError(f"{text!r} is no day: give its number, as in `make check-day 5` ({listed})") from None
+        raise GradeError(
+            f"{text!r} is no day: give its number, as in `make check-day 5` ({listed})"
+        ) from None
     if not 1 <= day <= 30:
         raise GradeError(f"the course has days 1 to 30, and no day {day} ({listed})")
     if day not in days:
@@ -139,7 +152,9 @@ def read_cells(path: Path, day: int | None = None) -> list[_Cell]:
     try:
         notebook = json.loads(text)
     except (ValueError, RecursionError) as problem:
-        where = f"line {problem.lineno}" if isinstance(problem, json.JSONDecodeError) else "it nests without end"
+        where = (
+            f"line {problem.lineno}" if isinstance(problem, json.JSONDecodeError) else "it nests without end"
+        )
         raise GradeError(f"{path} is not a notebook: its JSON is broken ({where}){back}") from None
     if not isinstance(notebook, dict) or not isinstance(notebook.get("cells"), list):
         raise GradeError(f"{path} is not a notebook: it has no list of cells{back}")
@@ -170,9 +185,10 @@ def _slug(name: str) -> str:
 def collect(lesson: Lesson, cells: list[_Cell]) -> dict[str, Collected]:
     """For each exercise the cell that is graded.
 
-    That is the cell with the exercise's mark. Of several (a copy, a split) those that still are as handed out are left
-    aside, and the last one that defines the exercise's name counts. If the marked cell was deleted, a cell of the
-    learner's own that defines the name takes its place. Of two definitions in one cell the last one counts, as in Python.
+    That is the cell with the exercise's mark. Of several (a copy, a split) those that still are as handed out
+    are left aside, and the last one that defines the exercise's name counts. If the marked cell was deleted,
+    a cell of the learner's own that defines the name takes its place. Of two definitions in one cell the last
+    one counts, as in Python.
     """
     return {name: _collect(exercise, cells) for name, exercise in lesson.exercises.items()}
 
@@ -180,24 +196,35 @@ def collect(lesson: Lesson, cells: list[_Cell]) -> dict[str, Collected]:
 def _collect(exercise: Exercise, cells: list[_Cell]) -> Collected:
     day, name = exercise.day, exercise.name
     kinds = ("exercise", "quiz")
-    marked = [c for c in cells if (c.name == name and c.kind in kinds) or (not c.kind and c.id == _slug(name))]
+    marked = [
+        c for c in cells if (c.name == name and c.kind in kinds) or (not c.kind and c.id == _slug(name))
+    ]
     code = [c for c in marked if c.type == "code"]
-    others = [c for c in cells if c.type == "code" and not c.kind and c not in marked and _defines(exercise, c.source)]
+    others = [
+        c
+        for c in cells
+        if c.type == "code" and not c.kind and c not in marked and _defines(exercise, c.source)
+    ]
     if not code:
         if marked:
             kind = "Markdown" if marked[0].type == "markdown" else marked[0].type
             back = "make it a code cell again (press Esc, then Y)"
             return Collected(None, f"cell {marked[0].number} holds it, but as a {kind} cell: {back}", NOT_RUN)
         if not others:
-            reason = f"its cell is gone from the notebook; `make reset-day {day}` brings it back (yours is kept as a copy)"
+            back = f"`make reset-day {day}` brings it back (your notebook is kept as a copy)"
+            reason = f"its cell is gone from the notebook; {back}"
             return Collected(None, reason)
         last = others[-1]
-        return Collected(last.source, notes=(f"its own cell is gone; cell {last.number}, which defines it, was graded",))
+        return Collected(
+            last.source, notes=(f"its own cell is gone; cell {last.number}, which defines it, was graded",)
+        )
     touched = [c for c in code if not checking.not_attempted(exercise, c.source)]
     if not touched:
-        notes = ()
+        notes: tuple[str, ...] = ()
         if others:
-            notes = (f"cell {others[-1].number} defines it, too, but only the exercise's own cell ({code[0].number}) counts",)
+            notes = (
+                f"cell {others[-1].number} defines it, too; only its own cell, {code[0].number}, counts",
+            )
         return Collected(code[-1].source, notes=notes)
     defining = [c for c in touched if _defines(exercise, c.source)] or touched
     chosen, remarks = defining[-1], []
@@ -206,7 +233,7 @@ def _collect(exercise: Exercise, cells: list[_Cell]) -> Collected:
         remarks.append(f"cells {numbers} are both this exercise's; the last one counts")
     lines = _definitions(exercise, chosen.source)
     if len(lines) > 1:
-        remarks.append(f"its cell defines it {len(lines)} times (lines {', '.join(map(str, lines))}); the last one counts")
+        remarks.append(f"its cell defines it in lines {' and '.join(map(str, lines))}; the last one counts")
     return Collected(chosen.source, notes=tuple(remarks))
 
 
@@ -218,9 +245,17 @@ def _definitions(exercise: Exercise, source: str) -> list[int]:
         return []
     if exercise.part is None:
         calls = [n for statement in body for n in ast.walk(statement) if isinstance(n, ast.Call)]
-        return [c.lineno for c in calls if ast.unparse(c.func) == "answer" and c.args and _is_text(c.args[0], exercise.name)]
+        return [
+            c.lineno
+            for c in calls
+            if ast.unparse(c.func) == "answer" and c.args and _is_text(c.args[0], exercise.name)
+        ]
     short = exercise.part.rpartition(".")[2]
-    return [n.lineno for n in body if isinstance(n, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)) and n.name == short]
+    return [
+        n.lineno
+        for n in body
+        if isinstance(n, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)) and n.name == short
+    ]
 
 
 def _is_text(node: ast.expr, text: str) -> bool:
@@ -231,7 +266,7 @@ def _defines(exercise: Exercise, source: str) -> bool:
     return bool(_definitions(exercise, source))
 
 
-# --- running the checks notebook --------------------------------------------------------------------------------------------
+# running the checks notebook
 
 
 def run_checks(day: int, cells: dict[str, str]) -> tuple[list[dict[str, Any]], str]:
@@ -260,7 +295,12 @@ def run_checks(day: int, cells: dict[str, str]) -> tuple[list[dict[str, Any]], s
         environment.pop("COURSE_BUILD", None)
         command = [sys.executable, "-m", "course_lib.classroom.nbval_plugin", str(path)]
         done = subprocess.run(
-            command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace"
+            command,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
         )
         records = []
         if verdicts.is_file():
@@ -271,7 +311,9 @@ def run_checks(day: int, cells: dict[str, str]) -> tuple[list[dict[str, Any]], s
         return records, words
 
 
-def verdicts_of(exercise: Exercise, records: Iterable[dict[str, Any]], goldens: dict[Any, Any]) -> ExerciseVerdict:
+def verdicts_of(
+    exercise: Exercise, records: Iterable[dict[str, Any]], goldens: dict[Any, Any]
+) -> ExerciseVerdict:
     """Join what the magic found out with what nbval made of it: a check has passed only if both say so."""
     found: dict[int, dict[str, Any]] = {}
     for record in records:
@@ -291,14 +333,21 @@ def verdicts_of(exercise: Exercise, records: Iterable[dict[str, Any]], goldens: 
                 got = outcome.value or ""
                 mark = f"golden: {got}"
                 outcome = replace(
-                    outcome, status="failed", kind="golden", message=message, expected=want, got=got, fingerprint=mark
+                    outcome,
+                    status="failed",
+                    kind="golden",
+                    message=message,
+                    expected=want,
+                    got=got,
+                    fingerprint=mark,
                 )
         checks.append(CheckVerdict(check.index, check.says, outcome))
     return checking.conclude(exercise, checks)
 
 
 def grade_day(day: int, notebook: Path | None = None, keep: bool = True) -> DayReport:
-    """Grade the learner's notebook of a day. GradeError if there is nothing to grade with or it is no notebook.
+    """Grade the learner's notebook of a day. GradeError if there is nothing to grade with or it is no
+    notebook.
 
     With `keep`, parts that passed are written to course_lib/mine/ and the report goes to the progress file.
     """
@@ -374,8 +423,8 @@ def _report(exercise: Exercise, verdict: ExerciseVerdict, cell: Collected) -> Ex
 def keep_parts(lesson: Lesson, report: DayReport, cells: dict[str, str]) -> list[str]:
     """Save the cells of passed parts to course_lib/mine/; returns their public names.
 
-    A warm-up or a repair is kept only where the learner has no version of that part yet: the exercise that asked for
-    the part in the first place comes first.
+    A warm-up or a repair is kept only where the learner has no version of that part yet: the exercise that
+    asked for the part in the first place comes first.
     """
     kept = []
     for exercise in (lesson.exercises[e.name] for e in report.exercises if e.status == PASSED):
@@ -397,7 +446,9 @@ def _record(report: DayReport) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """`check-day N`: print the scoreboard; 0 if everything passed, 1 if not, 2 if there was nothing to grade."""
+    """`check-day N`: print the scoreboard; 0 if everything passed, 1 if not, 2 if there was nothing to
+    grade.
+    """
     from course_lib.classroom import scoreboard
 
     try:

@@ -1,9 +1,10 @@
 """`%%check`: the cell magic in which checks/day_NN.ipynb is written.
 
-The kernel only reads the cells and hands each check to a `Sandbox`, which runs it in a child of its own. A check that
-passes shows its golden value, if it has one, for nbval to compare; a check that fails raises. What exactly came of it is
-appended, as a line of JSON, to the file that COURSE_VERDICTS names. COURSE_CELLS names a JSON file with the learner's
-cells by exercise; without it the solutions are checked, which is how the goldens are recorded.
+The kernel only reads the cells and hands each check to a `Sandbox`, which runs it in a child of its own. A
+check that passes shows its golden value, if it has one, for nbval to compare; a check that fails raises. What
+exactly came of it is appended, as a line of JSON, to the file that COURSE_VERDICTS names. COURSE_CELLS names
+a JSON file with the learner's cells by exercise; without it the solutions are checked, which is how the
+goldens are recorded.
 """
 
 import ast

@@ -1,13 +1,14 @@
 """Small mistakes, made on purpose: the syntax tree of a reference with one thing changed.
 
-Checks that let such a mutant pass prove less than they say. Annotations, docstrings, decorators and the texts of error
-messages are left alone: no check should depend on them.
+Checks that let such a mutant pass prove less than they say. Annotations, docstrings, decorators and the texts
+of error messages are left alone: no check should depend on them.
 """
 
 import ast
 import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 _COMPARE: dict[type, tuple[type, ...]] = {
     ast.Lt: (ast.LtE, ast.GtE),
@@ -38,19 +39,23 @@ _BINARY: dict[type, tuple[type, ...]] = {
 _NAMES = {"min": "max", "max": "min", "argmin": "argmax", "argmax": "argmin", "any": "all", "all": "any"}
 _NAMES |= {"maximum": "minimum", "minimum": "maximum", "floor": "ceil", "ceil": "floor"}
 
-Edit = Callable[[ast.AST], None]
+Edit = Callable[[Any], None]
 
 
 @dataclass(frozen=True)
 class Mutant:
-    """`name` says what was changed, as `statement => statement`, and is unique within its exercise; `source` is the cell."""
+    """`name` says what was changed, as `statement => statement`, and is unique within its exercise;
+    `source` is the cell.
+    """
 
     name: str
     source: str
 
 
 def mutants(source: str) -> list[Mutant]:
-    """Every mutant of a cell, in a fixed order, without those that read the same as another or as the original."""
+    """Every mutant of a cell, in a fixed order, without those that read the same as another or as the
+    original.
+    """
     tree = ast.parse(source)
     seen = {ast.unparse(tree)}
     names: dict[str, int] = {}
@@ -107,9 +112,14 @@ def _edits(node: ast.AST, path: Path = (), quiet: bool = False) -> Iterator[tupl
     yield from ((path, edit) for edit in _here(node, quiet))
     quiet = quiet or isinstance(node, (ast.Raise, ast.Assert))
     for field, value in ast.iter_fields(node):
-        if field in ("annotation", "returns", "decorator_list", "type_params", "type_comment", "keywords") and not (
-            field == "keywords" and isinstance(node, ast.Call)
-        ):
+        if field in (
+            "annotation",
+            "returns",
+            "decorator_list",
+            "type_params",
+            "type_comment",
+            "keywords",
+        ) and not (field == "keywords" and isinstance(node, ast.Call)):
             continue
         if isinstance(value, ast.AST):
             yield from _edits(value, (*path, (field, None)), quiet)
@@ -132,53 +142,89 @@ def _is_docstring(node: ast.AST, field: str, index: int) -> bool:
     )
 
 
-def _here(node: ast.AST, quiet: bool) -> Iterator[Edit]:
-    if isinstance(node, ast.Compare) and not quiet:
-        for i, op in enumerate(node.ops):
-            for new in _COMPARE.get(type(op), ()):
-                yield lambda n, i=i, new=new: n.ops.__setitem__(i, new())
-    elif isinstance(node, (ast.BinOp, ast.AugAssign)) and not quiet:
-        for new in _BINARY.get(type(node.op), ()):
-            yield lambda n, new=new: setattr(n, "op", new())
-    elif isinstance(node, ast.BoolOp) and not quiet:
-        yield lambda n: setattr(n, "op", ast.Or() if isinstance(n.op, ast.And) else ast.And())
-        for i in range(len(node.values)):
-            if len(node.values) > 1:
-                yield lambda n, i=i: n.values.__delitem__(i)
-    elif isinstance(node, ast.UnaryOp) and isinstance(node.op, (ast.Not, ast.USub)) and not quiet:
-        yield lambda n: setattr(n, "op", ast.UAdd()) if isinstance(n.op, ast.USub) else _double(n)
-    elif isinstance(node, ast.Constant) and not quiet:
-        yield from _constants(node.value)
-    elif isinstance(node, ast.Slice) and not quiet:
-        for part in ("lower", "upper", "step"):
-            if getattr(node, part) is not None:
-                yield lambda n, part=part: setattr(n, part, None)
-    elif isinstance(node, (ast.If, ast.IfExp, ast.While)):
-        yield lambda n: setattr(n, "test", ast.UnaryOp(ast.Not(), n.test))
+def _set(field: str, value: Any) -> Edit:
+    return lambda node: setattr(node, field, value)
+
+
+def _put(field: str, index: int, value: Any) -> Edit:
+    return lambda node: getattr(node, field).__setitem__(index, value)
+
+
+def _drop(field: str, index: int) -> Edit:
+    return lambda node: getattr(node, field).__delitem__(index)
+
+
+def _become(other: ast.AST) -> Edit:
+    def edit(node: Any) -> None:
+        node.__class__ = other.__class__
+        node.__dict__.clear()
+        node.__dict__.update(other.__dict__)
+
+    return edit
+
+
+def _swap_arguments(node: Any) -> None:
+    node.args[:2] = node.args[1], node.args[0]
+
+
+def _negate(node: Any) -> None:
+    node.test = ast.UnaryOp(ast.Not(), node.test)
+
+
+def _double(node: Any) -> None:
+    """`not x` becomes `not not x`: a bool, as before, and the other one."""
+    node.operand = ast.UnaryOp(ast.Not(), node.operand)
+
+
+def _here(node: Any, quiet: bool) -> Iterator[Edit]:
+    """The edits of one node, not of those below it."""
+    if isinstance(node, ast.If | ast.IfExp | ast.While):
+        yield _negate
         if not isinstance(node, ast.While):
-            yield lambda n: setattr(n, "test", ast.Constant(True))
-            yield lambda n: setattr(n, "test", ast.Constant(False))
+            yield _set("test", ast.Constant(True))
+            yield _set("test", ast.Constant(False))
     elif isinstance(node, ast.comprehension):
-        for i in range(len(node.ifs)):
-            yield lambda n, i=i: n.ifs.__delitem__(i)
+        yield from (_drop("ifs", i) for i in range(len(node.ifs)))
     elif isinstance(node, ast.Return) and node.value is not None and not _is_none(node.value):
-        yield lambda n: setattr(n, "value", None)
+        yield _set("value", None)
     elif isinstance(node, ast.Break):
-        yield lambda n: _become(n, ast.Continue())
+        yield _become(ast.Continue())
     elif isinstance(node, ast.Continue):
-        yield lambda n: _become(n, ast.Break())
-    elif isinstance(node, (ast.Name, ast.Attribute)) and not quiet and isinstance(node.ctx, ast.Load):
+        yield _become(ast.Break())
+    elif isinstance(node, ast.Expr | ast.Assign | ast.AugAssign | ast.Raise | ast.Delete):
+        yield _become(ast.Pass())
+    if not quiet:
+        yield from _in_expression(node)
+
+
+def _in_expression(node: Any) -> Iterator[Edit]:
+    if isinstance(node, ast.Compare):
+        for i, op in enumerate(node.ops):
+            yield from (_put("ops", i, new()) for new in _COMPARE.get(type(op), ()))
+    elif isinstance(node, ast.BinOp | ast.AugAssign):
+        yield from (_set("op", new()) for new in _BINARY.get(type(node.op), ()))
+    elif isinstance(node, ast.BoolOp):
+        yield _set("op", ast.Or() if isinstance(node.op, ast.And) else ast.And())
+        yield from (_drop("values", i) for i in range(len(node.values)))
+    elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
+        yield _set("op", ast.UAdd())
+    elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
+        yield _double
+    elif isinstance(node, ast.Constant):
+        yield from _constants(node.value)
+    elif isinstance(node, ast.Slice):
+        yield from (
+            _set(part, None) for part in ("lower", "upper", "step") if getattr(node, part) is not None
+        )
+    elif isinstance(node, ast.Name | ast.Attribute) and isinstance(node.ctx, ast.Load):
         field = "id" if isinstance(node, ast.Name) else "attr"
         other = _NAMES.get(getattr(node, field))
         if other:
-            yield lambda n, field=field, other=other: setattr(n, field, other)
-    if isinstance(node, ast.Call) and not quiet:
+            yield _set(field, other)
+    elif isinstance(node, ast.Call):
         if len(node.args) >= 2 and not any(isinstance(a, ast.Starred) for a in node.args[:2]):
-            yield lambda n: n.args.__setitem__(slice(0, 2), [n.args[1], n.args[0]])
-        for i in range(len(node.keywords)):
-            yield lambda n, i=i: n.keywords.__delitem__(i)
-    if isinstance(node, (ast.Expr, ast.Assign, ast.AugAssign, ast.Raise, ast.Delete)):
-        yield lambda n: _become(n, ast.Pass())
+            yield _swap_arguments
+        yield from (_drop("keywords", i) for i in range(len(node.keywords)))
 
 
 def _constants(value: object) -> Iterator[Edit]:
@@ -193,20 +239,8 @@ def _constants(value: object) -> Iterator[Edit]:
         new = [value + "x" if value else "x"]
     elif isinstance(value, bytes):
         new = [value + b"x"]
-    for constant in new:
-        yield lambda n, constant=constant: setattr(n, "value", constant)
+    yield from (_set("value", constant) for constant in new)
 
 
 def _is_none(node: ast.expr) -> bool:
     return isinstance(node, ast.Constant) and node.value is None
-
-
-def _double(node: ast.UnaryOp) -> None:
-    """`not x` becomes `bool(x)`: as `not not x`, which needs no name."""
-    node.operand = ast.UnaryOp(ast.Not(), node.operand)
-
-
-def _become(node: ast.AST, other: ast.AST) -> None:
-    node.__class__ = other.__class__
-    node.__dict__.clear()
-    node.__dict__.update(other.__dict__)

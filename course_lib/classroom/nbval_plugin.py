@@ -47,9 +47,7 @@ def lint(path: Path) -> list[str]:
         here = f"{path.name}, cell {number}"
         head = check_head(source)
         if head is None and source.lstrip().startswith("%%check"):
-            found.append(
-                f"{here}: the first line must read %%check NAME INDEX, and reads {source.partition(chr(10))[0]!r}"
-            )
+            found.append(f"{here}: expected %%check NAME INDEX, its first line is {source.splitlines()[0]!r}")
         checks += head is not None and head[0] != "together"
         tags = cell.get("metadata", {}).get("tags", [])
         bad_tags = [tag for tag in tags if tag.lower().startswith("nbval") or tag == "raises-exception"]
@@ -62,9 +60,7 @@ def lint(path: Path) -> list[str]:
             if line.strip() == f"# {MARKER}":
                 marked = True
             else:
-                found.append(
-                    f"{here}: nbval ignores or misreads the marker {line.strip()!r}; it must read `# {MARKER}`"
-                )
+                found.append(f"{here}: nbval misreads the marker {line.strip()!r}; it must be `# {MARKER}`")
         outputs = cell.get("outputs", [])
         if marked and cell.get("execution_count") is None:
             found.append(f"{here}: {MARKER} in a cell that was never executed passes whatever comes out")
@@ -73,9 +69,7 @@ def lint(path: Path) -> list[str]:
         if outputs and not marked:
             found.append(f"{here}: it has an output that nothing compares; mark it `# {MARKER}`")
         if any(output.get("output_type") != "execute_result" for output in outputs):
-            found.append(
-                f"{here}: an output other than the check's value is recorded ({outputs[0].get('output_type')})"
-            )
+            found.append(f"{here}: it records an output that is no value ({outputs[0].get('output_type')})")
         if head is not None and not marked:
             try:
                 if has_golden(source.partition("\n")[2]):
@@ -85,10 +79,6 @@ def lint(path: Path) -> list[str]:
     if not checks:
         found.append(f"{path.name} holds no check: it would pass whatever one writes")
     return found
-
-
-class NotebookWithoutChecks(pytest.UsageError):
-    pass
 
 
 def _write(record: dict[str, Any]) -> None:
@@ -102,14 +92,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[Any]) -> No
     """Leave out exercises without an attempt; refuse a notebook in which nothing is checked."""
     path = os.environ.get("COURSE_CELLS")
     cells = json.loads(Path(path).read_text(encoding="utf-8")) if path else None
-    kept, dropped, checks = [], [], 0
+    kept: list[Any] = []
+    dropped: list[Any] = []
+    checks = 0
     for item in items:
         head = check_head(item.cell.source) if hasattr(item, "cell") else None
         checks += head is not None and head[0] != "together"
         own = head is None or head[0].rpartition(".")[2] == "together" or cells is None or head[0] in cells
         (kept if own else dropped).append(item)
     if not checks:
-        raise NotebookWithoutChecks(
+        raise pytest.UsageError(
             "no check was collected: a notebook without checks would pass whatever one writes"
         )
     if dropped:

@@ -1,9 +1,10 @@
 """Prove that a day's checks can be trusted: `python -m course_lib.classroom prove --day 5`.
 
-For every exercise: the stub is *not attempted*, and fails if it is run all the same; the reference passes; every wrong
-solution fails, and not by accident of a typo; handing the work to the library or to a forbidden function fails; the
-object checked is the learner's; nothing of a later day is used. And the reference's syntax tree is mutated: a mutant that
-passes is shown to be equivalent in checks/gates/equivalent_mutants.yaml, or the checks are too weak.
+For every exercise: the stub is *not attempted*, and fails if it is run all the same; the reference passes;
+every wrong solution fails, and not by accident of a typo; handing the work to the library or to a forbidden
+function fails; the object checked is the learner's; nothing of a later day is used. And the reference's
+syntax tree is mutated: a mutant that passes is shown to be equivalent in
+checks/gates/equivalent_mutants.yaml, or the checks are too weak.
 
 All of it runs in one `Sandbox` a day, without a kernel.
 """
@@ -13,6 +14,7 @@ import os
 import random
 import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +24,8 @@ from queue import SimpleQueue
 
 import yaml
 
-from course_lib.classroom import checking, lesson as lessons
+from course_lib.classroom import checking
+from course_lib.classroom import lesson as lessons
 from course_lib.classroom.checking import FAILED, NOT_ATTEMPTED, PASSED, check_exercise
 from course_lib.classroom.lesson import Exercise, Lesson, load_lesson
 from course_lib.classroom.mutate import Mutant, mutants
@@ -39,7 +42,13 @@ from course_lib.classroom.sources import (
 
 SENTINEL = "sentinel: the learner's own object was called"
 BUDGET = 40.0  # seconds of mutants a day in CI
-_ACCIDENTS = ("error: NameError", "error: ImportError", "error: ModuleNotFoundError", "syntax", "error: IndentationError")
+_ACCIDENTS = (
+    "error: NameError",
+    "error: ImportError",
+    "error: ModuleNotFoundError",
+    "syntax",
+    "error: IndentationError",
+)
 
 
 @dataclass(frozen=True)
@@ -74,7 +83,7 @@ class Proof:
         return not (self.findings or self.survivors or self.stale)
 
 
-# --- variants of a solution -------------------------------------------------------------------------------------------------
+# variants of a solution
 
 
 def delegating(exercise: Exercise) -> list[tuple[str, str]]:
@@ -87,7 +96,7 @@ def delegating(exercise: Exercise) -> list[tuple[str, str]]:
     fetch = f"from {found.module.name} import {steps[0]} as _library\n"
     if len(steps) > 1:
         whole = "_library" + "".join(f".{step}" for step in steps[1:])
-        head = f"@method_of(_library{''.join(f'.{s}' for s in steps[1:-1])})\n"
+        head = f"@method_of({'.'.join(['_library', *steps[1:-1]])})\n"
         body = f"def {name}(self, *args, **kwargs):\n    return _kept(self, *args, **kwargs)\n"
         return [("a method that calls it", f"{fetch}_kept = {whole}\n{head}{body}{tail}")]
     if isinstance(found.node, ast.ClassDef):
@@ -119,7 +128,10 @@ def delegating(exercise: Exercise) -> list[tuple[str, str]]:
         ("a function around it", f"{fetch}{bare}{tail}"),
         ("a function around it that swallows errors", f"{fetch}{hidden}{tail}"),
         ("a lambda around it", f"{fetch}{name} = lambda *args, **kwargs: _library(*args, **kwargs)\n{tail}"),
-        ("its source, read and executed", f"import inspect\n{fetch}exec(inspect.getsource(_library))\n{tail}"),
+        (
+            "its source, read and executed",
+            f"import inspect\n{fetch}exec(inspect.getsource(_library))\n{tail}",
+        ),
     ]
     if "jaxtyping" not in signature:
         stripped = _without_annotations(found.node)
@@ -151,12 +163,14 @@ def sentinel(exercise: Exercise) -> str:
     found = locate(exercise.part)
     steps = found.qualname.split(".")
     tail = f"\n\n\n{exercise.body}" if exercise.kind == "repair" else ""
+    fails = f"(*args, **kwargs):\n    raise RuntimeError({SENTINEL!r})\n"
     if isinstance(found.node, ast.ClassDef):
-        return f"class {steps[-1]}:\n    def __init__(self, *args, **kwargs):\n        raise RuntimeError({SENTINEL!r})\n{tail}"
+        return f"class {steps[-1]}:\n" + textwrap.indent(f"def __init__{fails}", "    ") + tail
     head = ""
     if len(steps) > 1:
-        head = f"from {found.module.name} import {steps[0]} as _library\n@method_of(_library{''.join(f'.{s}' for s in steps[1:-1])})\n"
-    return f"{head}def {steps[-1]}(*args, **kwargs):\n    raise RuntimeError({SENTINEL!r})\n{tail}"
+        owner = ".".join(["_library", *steps[1:-1]])
+        head = f"from {found.module.name} import {steps[0]} as _library\n@method_of({owner})\n"
+    return f"{head}def {steps[-1]}{fails}{tail}"
 
 
 def forbidden(exercise: Exercise) -> list[tuple[str, str]]:
@@ -166,7 +180,9 @@ def forbidden(exercise: Exercise) -> list[tuple[str, str]]:
         module = name.rpartition(".")[0].replace("np.", "numpy.")
         module = "numpy" if module == "np" else module
         fetch = f"import {module}\n" if module and module.split(".")[0] != "numpy" else "import numpy as np\n"
-        made.append((name, f"{fetch}{solved_source(exercise)}\n\n\ndef _also(*args):\n    return {name}(*args)\n"))
+        made.append(
+            (name, f"{fetch}{solved_source(exercise)}\n\n\ndef _also(*args):\n    return {name}(*args)\n")
+        )
     return made
 
 
@@ -175,7 +191,7 @@ def _touched(source: str) -> str:
     return source + "\n\n_attempted = True\n"
 
 
-# --- one exercise -----------------------------------------------------------------------------------------------------------
+# one exercise
 
 
 def prove_exercise(sandbox: Sandbox, exercise: Exercise) -> tuple[list[str], int]:
@@ -208,7 +224,9 @@ def prove_exercise(sandbox: Sandbox, exercise: Exercise) -> tuple[list[str], int
         source = wrap_answer(exercise.name, mistake.source) if exercise.kind == "quiz" else mistake.source
         found = verdict(source)
         if found.status != FAILED:
-            wrong.append(f"the wrong solution of line {mistake.line} ({mistake.says}) is reported {found.status!r}")
+            wrong.append(
+                f"the wrong solution of line {mistake.line} ({mistake.says}) is reported {found.status!r}"
+            )
             continue
         failure = found.first_failure
         if failure and failure.outcome and failure.outcome.fingerprint.startswith(_ACCIDENTS):
@@ -245,7 +263,9 @@ def later_parts(lesson: Lesson) -> list[tuple[int, str]]:
             continue
         if exercise.part and (day := marked_day(locate(exercise.part))) is not None and day > lesson.day:
             found.append((exercise.line, f"{exercise.name} asks for a part of day {day}"))
-        sources = [(c.line, c.source) for c in exercise.checks] + [(w.line, w.source) for w in exercise.wrongs]
+        sources = [(c.line, c.source) for c in exercise.checks] + [
+            (w.line, w.source) for w in exercise.wrongs
+        ]
         for line, source in [*sources, (exercise.line, stub_source(exercise))]:
             for name in _library_names(source):
                 try:
@@ -278,11 +298,13 @@ def unseeded(lesson: Lesson) -> list[tuple[int, str]]:
             for node in ast.walk(ast.parse(check.source)):
                 text = ast.unparse(node) if isinstance(node, ast.Attribute) else ""
                 if text.startswith(loose) and not text.endswith((".default_rng", ".Generator", ".Random")):
-                    found.append((check.line, f"the check ({check.says}) uses {text}: draw from rng(seed) instead"))
+                    found.append(
+                        (check.line, f"the check ({check.says}) uses {text}: draw from rng(seed) instead")
+                    )
     return found
 
 
-# --- mutants --------------------------------------------------------------------------------------------------------------
+# mutants
 
 
 def allow_list() -> Path:
@@ -290,7 +312,9 @@ def allow_list() -> Path:
 
 
 def equivalents(path: Path | None = None) -> dict[str, dict[str, str]]:
-    """exercise -> mutant's name -> why nobody could tell it from the reference. ValueError if a reason is missing."""
+    """exercise -> mutant's name -> why nobody could tell it from the reference. ValueError if a reason is
+    missing.
+    """
     path = path or allow_list()
     listed = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
     found: dict[str, dict[str, str]] = {}
@@ -315,12 +339,16 @@ def mutants_of(exercise: Exercise) -> list[Mutant]:
 
 def run_mutant(sandbox: Sandbox, exercise: Exercise, mutant: Mutant, seconds: float) -> Outcome:
     """All checks of an exercise on a mutant, in one child, up to the first that fails."""
-    goldens = {c.index: g for c in exercise.checks if (g := checking.golden(sandbox, exercise, c)) is not None}
+    goldens = {
+        c.index: g for c in exercise.checks if (g := checking.golden(sandbox, exercise, c)) is not None
+    }
     return sandbox.run(Job(exercise.name, None, mutant.source, timeout=seconds, goldens=goldens))
 
 
 def prove_mutants(proof: Proof, lesson: Lesson, budget: float | None, processes: int = 2) -> None:
-    """Try mutants of every part of a day; all of them without a `budget`, else a seeded sample within that many seconds."""
+    """Try mutants of every part of a day; all of them without a `budget`, else a seeded sample within that
+    many seconds.
+    """
     listed = equivalents()
     work: list[tuple[Exercise, Mutant]] = []
     for exercise in lesson.exercises.values():
@@ -369,19 +397,21 @@ def prove_mutants(proof: Proof, lesson: Lesson, budget: float | None, processes:
                 if outcome is None:
                     continue
                 proof.mutants += 1
-                known = mutant.name in listed.get(exercise.name, {})
-                if outcome.passed and known:
+                excused = mutant.name in listed.get(exercise.name, {})
+                if outcome.passed and excused:
                     proof.equivalent += 1
                 elif outcome.passed:
                     proof.survivors.append((exercise.name, mutant.name))
-                elif known:
-                    proof.stale.append((exercise.name, f"{mutant.name}: the checks reject it: it needs no excuse"))
+                elif excused:
+                    proof.stale.append(
+                        (exercise.name, f"{mutant.name}: the checks reject it: it needs no excuse")
+                    )
     finally:
         for sandbox in sandboxes:
             sandbox.close()
 
 
-# --- a day ----------------------------------------------------------------------------------------------------------------
+# a day
 
 
 def prove_day(day: int, budget: float | None = BUDGET, with_mutants: bool = True) -> Proof:
@@ -407,14 +437,17 @@ def prove_day(day: int, budget: float | None = BUDGET, with_mutants: bool = True
 
 
 def changed_days(run: Callable[[list[str]], str] | None = None) -> list[int]:
-    """Days whose lesson, library or grader has changed since the branch left origin/main (or in the last commit).
+    """Days whose lesson, library or grader has changed since the branch left origin/main (or in the last
+    commit).
 
     All days if the grader itself changed, or if git can't tell.
     """
     base = lessons.root()
 
     def git(arguments: list[str]) -> str:
-        return subprocess.run(["git", *arguments], cwd=base, capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(
+            ["git", *arguments], cwd=base, capture_output=True, text=True, check=True
+        ).stdout.strip()
 
     run = run or git
     days = lessons.available_days()
@@ -429,15 +462,17 @@ def changed_days(run: Callable[[list[str]], str] | None = None) -> list[int]:
         files |= set(run(["ls-files", "--others", "--exclude-standard"]).splitlines())
     except (subprocess.CalledProcessError, OSError):
         return days
-    if any(f.startswith(("course_lib/classroom/", "course_lib/parts.py", "checks/gates/equiv")) for f in files):
+    if any(
+        f.startswith(("course_lib/classroom/", "course_lib/parts.py", "checks/gates/equiv")) for f in files
+    ):
         return days
     found = set()
     for day in days:
         lesson = load_lesson(day)
         modules = {locate(e.part).module.name.split(".")[1] for e in lesson.exercises.values() if e.part}
-        touched = (f"course_lib/{m}/" for m in modules)
         names = {f"course_lib/{m}.py" for m in modules}
-        if files & names or any(f.startswith(tuple(touched)) or f.startswith(f"solutions/day_{day:02d}_") for f in files):
+        folders = (*(f"course_lib/{m}/" for m in modules), f"solutions/day_{day:02d}_")
+        if files & names or any(f.startswith(folders) for f in files):
             found.add(day)
     return sorted(found)
 
@@ -445,9 +480,14 @@ def changed_days(run: Callable[[list[str]], str] | None = None) -> list[int]:
 def report(proof: Proof) -> str:
     """A proof as text."""
     share = f"{len(proof.survivors)} of {proof.mutants} mutants survive unexplained"
-    tried = "all" if proof.mutants >= proof.possible - proof.equivalent else f"{proof.mutants} of {proof.possible}"
+    tried = (
+        "all"
+        if proof.mutants >= proof.possible - proof.equivalent
+        else f"{proof.mutants} of {proof.possible}"
+    )
     lines = [
-        f"day {proof.day}: {'holds' if proof.holds else 'does not hold'}: {proof.exercises} exercises, {proof.cells} cells tried; "
+        f"day {proof.day} {'holds' if proof.holds else 'does not hold'}: "
+        f"{proof.exercises} exercises, {proof.cells} cells tried; "
         f"{share} ({tried} tried, {proof.equivalent} are equivalent); {proof.seconds:.1f} s"
     ]
     lines += [f"  {finding}" for finding in proof.findings]

@@ -1,4 +1,6 @@
-"""Is the answer to a question right, and if not, what mistake does it look like? The key itself is never told."""
+"""Is the answer to a question right, and if not, what mistake does it look like? The key itself is never
+told.
+"""
 
 import math
 import numbers
@@ -16,23 +18,28 @@ def wrong(message: str, got: Any = None) -> CheckFailure:
 def judge(exercise: Any, given: Any, evaluate: Callable[[str], Any]) -> None:
     """Return if `given` answers the quiz, else raise CheckFailure with the reason.
 
-    `evaluate` computes the value of a block of the lesson: the key (`exercise.body`) or a typical wrong answer.
+    `evaluate` computes the value of a block of the lesson: the key (`exercise.body`) or a typical wrong
+    answer.
     """
     if given is ...:
-        raise wrong(f'not answered yet: put your answer in place of the ... in answer("{exercise.name}", ...)')
+        raise wrong(
+            f'not answered yet: put your answer in place of the ... in answer("{exercise.name}", ...)'
+        )
     kind = exercise.tolerance["kind"]
     if kind == "choice":
         value: Any = given.strip().lower() if isinstance(given, str) else given
         letters = ", ".join(exercise.options)
         if value not in exercise.options:
-            raise wrong(f"{show(given)} is not among the options: answer with one of the letters {letters}", given)
+            raise wrong(
+                f"{show(given)} is not among the options: answer with one of the letters {letters}", given
+            )
     else:
         value = given.item() if hasattr(given, "item") and getattr(given, "size", 1) == 1 else given
         if not isinstance(value, numbers.Real) or isinstance(value, bool):
             raise wrong(f"the answer is a number, and this is {describe(given)}", given)
         if not math.isfinite(value):
             raise wrong(f"the answer is a finite number, and this is {value}", given)
-        if kind == "integer" and value != int(value):
+        if kind == "integer" and value != round(float(value)):
             raise wrong(f"the answer is a whole number, and this is {value!r}", given)
     if _agrees(exercise.tolerance, value, evaluate(exercise.body)):
         return

@@ -1,10 +1,11 @@
 """A place to run a learner's code that always answers: `with Sandbox(5) as s: s.run(Job(...)) -> Outcome`.
 
-One warmed process a day (see worker.py) forks a child for each job, so that a verdict costs milliseconds and no piece of
-code can disturb the next, the grader or the notebook.
+One warmed process a day (see worker.py) forks a child for each job, so that a verdict costs milliseconds and
+no piece of code can disturb the next, the grader or the notebook.
 """
 
 import atexit
+import contextlib
 import json
 import os
 import select
@@ -25,7 +26,9 @@ STATUSES = ("passed", "failed", "error", "timeout", "crashed", "memory")
 
 @dataclass(frozen=True)
 class Job:
-    """One check of one cell. `check_index` None runs all checks in one child and stops at the first that fails."""
+    """One check of one cell. `check_index` None runs all checks in one child and stops at the first that
+    fails.
+    """
 
     exercise: str
     check_index: int | None
@@ -38,7 +41,9 @@ class Job:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a job. `value` is the golden's text; `fingerprint` is equal for equal failures; `check` its index."""
+    """What came of a job. `value` is the golden's text; `fingerprint` is equal for equal failures; `check`
+    its index.
+    """
 
     status: str
     kind: str = ""
@@ -58,11 +63,14 @@ class Outcome:
 
 
 class SandboxError(RuntimeError):
-    """The worker itself cannot start or has died: a fault of the course or the machine, not of a learner's code."""
+    """The worker itself cannot start or has died: a fault of the course or the machine, not of a learner's
+    code.
+    """
 
 
 class Sandbox:
-    """The warmed process of a day. Starts at the first job (or `start()`), ends with `close()` or its owner's death.
+    """The warmed process of a day. Starts at the first job (or `start()`), ends with `close()` or its owner's
+    death.
 
     `mutants` of the reference and hostile cells leave no trace: each job is a child of its own.
     """
@@ -81,18 +89,30 @@ class Sandbox:
         self.close()
 
     def start(self) -> None:
-        """Start the worker and wait until the lesson is read. SandboxError with the worker's words if it can't."""
+        """Start the worker and wait until the lesson is read. SandboxError with the worker's words if it
+        can't.
+        """
         if self._process is not None and self._process.poll() is None:
             return
         self.close()
-        environment = dict(os.environ) | {"PARTS": "reference", "PYTHONHASHSEED": "0", "PYTHONUNBUFFERED": "1"}
-        for name, value in {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "MPLBACKEND": "agg"}.items():
+        environment = dict(os.environ) | {
+            "PARTS": "reference",
+            "PYTHONHASHSEED": "0",
+            "PYTHONUNBUFFERED": "1",
+        }
+        for name, value in {
+            "OMP_NUM_THREADS": "1",
+            "OMP_WAIT_POLICY": "PASSIVE",
+            "MPLBACKEND": "agg",
+        }.items():
             environment.setdefault(name, value)
         if environment.get("MPLBACKEND", "").startswith("module://"):
             environment["MPLBACKEND"] = "agg"  # a kernel's inline figures mean nothing here
         package = Path(__file__).resolve().parents[2]
-        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(package), environment.get("PYTHONPATH", "")]))
-        self._errors = tempfile.TemporaryFile()
+        environment["PYTHONPATH"] = os.pathsep.join(
+            filter(None, [str(package), environment.get("PYTHONPATH", "")])
+        )
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115  open as long as the worker
         self._process = subprocess.Popen(
             [sys.executable, "-m", "course_lib.classroom.worker", str(self.day)],
             stdin=subprocess.PIPE,
@@ -125,11 +145,14 @@ class Sandbox:
             self._errors = None
 
     def run(self, job: Job) -> Outcome:
-        """Run a job and wait for its outcome, which comes whatever the code does, soon after `job.timeout` at the latest."""
+        """Run a job and wait for its outcome, which comes whatever the code does, soon after `job.timeout`
+        at the latest.
+        """
         with self._lock:
             for attempt in (1, 2):
                 self.start()
-                assert self._process is not None and self._process.stdin is not None
+                assert self._process is not None
+                assert self._process.stdin is not None
                 line = json.dumps(asdict(job)).encode() + b"\n"
                 try:
                     self._process.stdin.write(line)
@@ -150,7 +173,8 @@ class Sandbox:
 
     def _read(self, seconds: float) -> dict[str, Any]:
         """One line from the worker, {} if it has ended; SandboxError after `seconds`."""
-        assert self._process is not None and self._process.stdout is not None
+        assert self._process is not None
+        assert self._process.stdout is not None
         stdout = self._process.stdout.fileno()
         end, data = time.monotonic() + seconds, b""
         while not data.endswith(b"\n"):
@@ -174,8 +198,6 @@ class Sandbox:
 
 
 def _kill(process: "subprocess.Popen[bytes]") -> None:
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
     process.wait()

@@ -1,4 +1,6 @@
-"""A graded day on the terminal: one line an exercise, and for the first failure of each what is needed to mend it."""
+"""A graded day on the terminal: one line an exercise, and for the first failure of each what is needed to
+mend it.
+"""
 
 import sys
 
@@ -41,7 +43,10 @@ def render(report: DayReport, ascii_only: bool = False) -> RenderableType:
     head.add_column()
     head.add_column(justify="right")
     title = Text.assemble((f"Day {report.day}", "bold"), f"  {report.title}")
-    head.add_row(title, Text(f"{report.count(PASSED)} of {len(report.exercises)} passed · {report.seconds:.1f} s", "dim"))
+    head.add_row(
+        title,
+        Text(f"{report.count(PASSED)} of {len(report.exercises)} passed · {report.seconds:.1f} s", "dim"),
+    )
     rows: list[RenderableType] = [Text(""), head, Rule(style="dim", characters="-" if ascii_only else "─")]
     for exercise in report.exercises:
         rows.append(_line(exercise, ascii_only))
@@ -59,14 +64,22 @@ def _line(exercise: ExerciseReport, ascii_only: bool) -> RenderableType:
     row.add_column(ratio=1, overflow="ellipsis", no_wrap=True)
     row.add_column(width=13, no_wrap=True)
     row.add_column(width=7, justify="right", no_wrap=True)
-    label = {"warmup": "warm-up", "quiz": f"question {exercise.number}"}.get(exercise.kind, f"exercise {exercise.number}")
+    label = {"warmup": "warm-up", "quiz": f"question {exercise.number}"}.get(
+        exercise.kind, f"exercise {exercise.number}"
+    )
     name = Text(exercise.name, "dim" if exercise.status == NOT_ATTEMPTED else "")
     if not exercise.core:
         name.append("  extra", "dim italic")
     # What is still to do has its planned minutes, what was run the seconds its checks took.
     took = f"{exercise.seconds:.1f} s" if exercise.status in (PASSED, FAILED) else f"{exercise.minutes} min"
     sign = _SIGNS[exercise.status][ascii_only]
-    row.add_row(Text(sign, style), Text(label.replace("exercise", "ex."), "dim"), name, Text(exercise.status, style), Text(took, "dim"))
+    row.add_row(
+        Text(sign, style),
+        Text(label.replace("exercise", "ex."), "dim"),
+        name,
+        Text(exercise.status, style),
+        Text(took, "dim"),
+    )
     return row
 
 
@@ -85,7 +98,9 @@ def _details(exercise: ExerciseReport) -> list[RenderableType]:
         table.add_row("why", Text(_clip(outcome.message), "red"))
         if outcome.stdout.strip() and exercise.kind != "quiz":
             table.add_row("printed", Text(_clip(outcome.stdout.strip()), "dim"))
-    elif exercise.status == NOT_RUN or (exercise.status == NOT_ATTEMPTED and "as it was handed out" not in exercise.reason):
+    elif exercise.status == NOT_RUN or (
+        exercise.status == NOT_ATTEMPTED and "as it was handed out" not in exercise.reason
+    ):
         table.add_row("why", Text(exercise.reason))
     if exercise.diagnosis:
         table.add_row("looks", Text(f"as if {_lower(exercise.diagnosis)}", "yellow"))

@@ -1,9 +1,9 @@
 """While a part is checked, the library uses the learner's version of it, and its own version is out of reach.
 
-The reference is patched *in place*: a function keeps its identity and gets a new `__code__` that calls the learner's
-object, a class gets a new `__new__`. So every other reference to it follows: imports, partials, tables, default
-arguments. Entered from the learner's own cell the same code raises `DelegationError`: calling the answer is no answer.
-All of this happens in a child process that ends after one check.
+The reference is patched *in place*: a function keeps its identity and gets a new `__code__` that calls the
+learner's object, a class gets a new `__new__`. So every other reference to it follows: imports, partials,
+tables, default arguments. Entered from the learner's own cell the same code raises `DelegationError`: calling
+the answer is no answer. All of this happens in a child process that ends after one check.
 """
 
 import ast
@@ -23,7 +23,9 @@ from course_lib.classroom.expect import CELL_PREFIX, describe
 
 
 class DelegationError(RuntimeError):
-    """The learner's cell handed its work to the library's version of the same part, or to a forbidden function."""
+    """The learner's cell handed its work to the library's version of the same part, or to a forbidden
+    function.
+    """
 
 
 class NotYours(Exception):
@@ -38,7 +40,7 @@ def refuse(sentence: str) -> DelegationError:
     return DelegationError(sentence)
 
 
-# --- parts --------------------------------------------------------------------------------------------------------------
+# parts
 
 
 def find_part(name: str) -> parts.Part:
@@ -69,7 +71,7 @@ def _layers(obj: Any) -> Iterator[Any]:
             obj = getattr(obj, "__wrapped__", None)
 
 
-# --- the trampoline -----------------------------------------------------------------------------------------------------
+# the trampoline
 
 _MARK = "the call stands here"
 
@@ -139,7 +141,9 @@ class Substitution:
                 f"compare with it in a cell of its own, outside the exercise"
             )
         if from_cell(self.filename):
-            raise refuse(f"your {self.short} calls course_lib's {self.short}, which is the answer; write it yourself")
+            raise refuse(
+                f"your {self.short} calls course_lib's {self.short}, which is the answer; write it yourself"
+            )
         self.calls += 1
 
     def _dispatch(self, *args: Any, **kwargs: Any) -> Any:
@@ -160,7 +164,9 @@ class Substitution:
         raise AttributeError(f"your class {self.short} has no {attribute}")
 
     def adopt(self, namespace: dict[str, Any]) -> Any:
-        """Take the learner's object from the namespace of their cell. Raises NotYours with a sentence if there is none."""
+        """Take the learner's object from the namespace of their cell. Raises NotYours with a sentence if
+        there is none.
+        """
         found = namespace.get(self.short)
         if found is None:
             raise NotYours(f"your cell defines no {self.short}: keep the name that the exercise gives")
@@ -176,30 +182,42 @@ class Substitution:
             if not isinstance(found, type):
                 raise NotYours(f"{self.short} must be a class, and yours is {describe(found)}")
             if reference in found.__mro__:
-                raise NotYours(f"your {self.short} inherits from course_lib's {self.short}, which is the answer")
+                raise NotYours(
+                    f"your {self.short} inherits from course_lib's {self.short}, which is the answer"
+                )
             if found.__module__ != "__main__":
-                raise NotYours(f"{self.short} is a class of {found.__module__}, not of your cell; write it yourself")
+                raise NotYours(
+                    f"{self.short} is a class of {found.__module__}, not of your cell; write it yourself"
+                )
             for attribute, value in vars(found).items():
                 for layer in _layers(value):
-                    if isinstance(layer, types.FunctionType) and layer.__code__.co_filename.startswith("<course_lib"):
-                        raise NotYours(f"{self.short}.{attribute} is course_lib's own method; write it yourself")
+                    if isinstance(layer, types.FunctionType) and layer.__code__.co_filename.startswith(
+                        "<course_lib"
+                    ):
+                        raise NotYours(
+                            f"{self.short}.{attribute} is course_lib's own method; write it yourself"
+                        )
             return
         if isinstance(found, type) or not callable(found):
             raise NotYours(f"{self.short} must be a function, and yours is {describe(found)}")
         layers = [layer for layer in _layers(found) if isinstance(layer, types.FunctionType)]
         if not layers:
-            raise NotYours(f"{self.short} is {describe(found)}, not a function of your own: write it with def")
+            raise NotYours(
+                f"{self.short} is {describe(found)}, not a function of your own: write it with def"
+            )
         filename = layers[-1].__code__.co_filename
         if filename != self.filename:
             source = "course_lib" if "course_lib" in filename else layers[-1].__module__ or filename
             raise NotYours(f"{self.short} is a function of {source}, not of your cell: write it with def")
 
 
-# --- sources out of reach -----------------------------------------------------------------------------------------------
+# sources out of reach
 
 
 def hide_sources(files: set[str], folders: tuple[str, ...], filename: str) -> None:
-    """From now on this process refuses to open the files of the answer while the learner's cell is on the stack."""
+    """From now on this process refuses to open the files of the answer while the learner's cell is on the
+    stack.
+    """
     hidden = {os.path.realpath(f) for f in files}
     hidden |= {os.path.realpath(importlib.util.cache_from_source(f)) for f in files if f.endswith(".py")}
     roots = tuple(os.path.realpath(folder) + os.sep for folder in folders)
@@ -209,25 +227,39 @@ def hide_sources(files: set[str], folders: tuple[str, ...], filename: str) -> No
             return
         path = os.path.realpath(args[0])
         if (path in hidden or path.startswith(roots)) and from_cell(filename):
-            raise PermissionError(f"{os.path.basename(path)} holds the answer, and is closed while your code is checked")
+            raise PermissionError(
+                f"{os.path.basename(path)} holds the answer, and is closed while your code is checked"
+            )
 
     sys.addaudithook(hook)
 
 
-# --- modules that everybody shares ---------------------------------------------------------------------------------------
+# Modules that everybody shares
 
-_SHARED = ("builtins", "math", "numpy", "numpy.linalg", "numpy.random", "torch", "torch.nn.functional")
+_SHARED: tuple[str, ...] = (
+    "builtins",
+    "math",
+    "numpy",
+    "numpy.linalg",
+    "numpy.random",
+    "torch",
+    "torch.nn.functional",
+)
 _SHARED += ("course_lib.classroom.expect", "scipy.special")
 
 
 class Modules:
-    """A picture of shared modules. A cell that patches NumPy would have its own answers judged by the patched NumPy."""
+    """A picture of shared modules. A cell that patches NumPy would have its own answers judged by the
+    patched NumPy.
+    """
 
     def __init__(self) -> None:
         self.before = {name: dict(vars(sys.modules[name])) for name in _SHARED if name in sys.modules}
 
     def refuse_changes(self) -> None:
-        """Raise NotYours if a public name of a shared module has been replaced, after putting the old one back."""
+        """Raise NotYours if a public name of a shared module has been replaced, after putting the old one
+        back.
+        """
         changed = []
         for module, before in self.before.items():
             now = vars(sys.modules[module])
@@ -236,10 +268,12 @@ class Modules:
                     setattr(sys.modules[module], name, value)
                     changed.append(f"{module}.{name}")
         if changed:
-            raise NotYours(f"your cell replaces {', '.join(changed[:3])} for the whole program; leave modules as they are")
+            raise NotYours(
+                f"your cell replaces {', '.join(changed[:3])} for the whole program; leave it as it is"
+            )
 
 
-# --- forbidden functions ------------------------------------------------------------------------------------------------
+# forbidden functions
 
 
 def _aliases(tree: ast.AST) -> dict[str, str]:
@@ -272,8 +306,9 @@ def _full(name: str, aliases: dict[str, str]) -> str:
 def forbidden_use(source: str, setup: str, forbid: list[str], own: str = "") -> str:
     """A sentence about the first use of a forbidden name in a cell, or "".
 
-    `forbid` holds dotted names as the lesson writes them ("np.linalg.norm", "scipy"), which cover what lies below them,
-    and bare names ("sorted", "scaled_dot_product_attention"), which match a name or the last part of a dotted one.
+    `forbid` holds dotted names as the lesson writes them ("np.linalg.norm", "scipy"), which cover what lies
+    below them, and bare names ("sorted", "scaled_dot_product_attention"), which match a name or the last part
+    of a dotted one.
     """
     tree = ast.parse(source)
     aliases = _aliases(ast.parse(setup)) | {"np": "numpy"} | _aliases(tree)
@@ -295,7 +330,11 @@ def forbidden_use(source: str, setup: str, forbid: list[str], own: str = "") -> 
         for name in forbid:
             wanted = _full(name, {"np": "numpy"})
             bare = "." not in wanted
-            if full == wanted or full.startswith(wanted + ".") or (bare and full.rpartition(".")[2] == wanted):
+            if (
+                full == wanted
+                or full.startswith(wanted + ".")
+                or (bare and full.rpartition(".")[2] == wanted)
+            ):
                 return f"line {node.lineno} of your cell uses {written}, which this exercise forbids ({name})"
     return ""
 
@@ -317,7 +356,9 @@ class _Guarded:
 
 
 def guard_forbidden(forbid: list[str], filename: str) -> None:
-    """Patch forbidden functions of modules that are loaded. The scan of the cell comes first; this catches getattr."""
+    """Patch forbidden functions of modules that are loaded. The scan of the cell comes first; this catches
+    getattr.
+    """
     for name in forbid:
         owner_name, _, attribute = _full(name, {"np": "numpy"}).rpartition(".")
         owner: Any = builtins if not owner_name else sys.modules.get(owner_name)

@@ -1,9 +1,9 @@
 """The process behind a `Sandbox`: warm, single-threaded, and forked once for every check.
 
-It imports what the day's checks need and runs no tensor code itself (a fork after torch has used OpenMP hangs). Each job
-runs in a child: its own session, an empty folder, no keyboard, at most 6 GB, a deadline. Whatever a learner's code does
-to its process (exit, crash, endless loop, patched NumPy), the worker answers with a verdict and its next child is clean.
-Where forking is unsafe (macOS) the child is spawned instead.
+It imports what the day's checks need and runs no tensor code itself (a fork after torch has used OpenMP
+hangs). Each job runs in a child: its own session, an empty folder, no keyboard, at most 6 GB, a deadline.
+Whatever a learner's code does to its process (exit, crash, endless loop, patched NumPy), the worker answers
+with a verdict and its next child is clean. Where forking is unsafe (macOS) the child is spawned instead.
 
     python -m course_lib.classroom.worker 5        speaks JSON lines on stdin and stdout; see sandbox.py
 """
@@ -39,11 +39,11 @@ FORKS = 32  # processes a check may start
 SPAWN = sys.platform == "darwin" or bool(os.environ.get("COURSE_SPAWN"))
 
 
-# --- in the child -------------------------------------------------------------------------------------------------------
+# in the child
 
 
 class Tape(io.RawIOBase):
-    """Shared memory that keeps the first 4 kB printed, so that they survive a crash. Byte 0..8: the length."""
+    """Shared memory with the first 4 kB printed: they survive a crash. Bytes 0..8: length, 8..16: forks."""
 
     def __init__(self, path: str, create: bool = False):
         if create:
@@ -87,7 +87,9 @@ def _isolate(folder: str, tape: Tape, timeout: float) -> None:
     sys.__stdout__ = sys.__stderr__ = sys.stdout  # type: ignore[misc]
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     _limit(resource.RLIMIT_FSIZE, FILE_SIZE)
-    if sys.platform == "linux" and not os.path.exists("/dev/nvidia0"):  # CUDA reserves more address space than that
+    if sys.platform == "linux" and not os.path.exists(
+        "/dev/nvidia0"
+    ):  # CUDA reserves more address space than that
         _limit(resource.RLIMIT_AS, MEMORY)
     os.chdir(os.path.join(folder, "cwd"))
 
@@ -98,7 +100,10 @@ def _isolate(folder: str, tape: Tape, timeout: float) -> None:
     faulthandler.dump_traceback_later(max(0.1, timeout - 0.2), file=where)
 
     def hook(event: str, args: tuple) -> None:
-        if event in ("os.fork", "os.forkpty", "subprocess.Popen", "os.posix_spawn") and tape.add_fork() > FORKS:
+        if (
+            event in ("os.fork", "os.forkpty", "subprocess.Popen", "os.posix_spawn")
+            and tape.add_fork() > FORKS
+        ):
             raise PermissionError(f"your code starts more than {FORKS} processes")
 
     sys.addaudithook(hook)
@@ -115,8 +120,15 @@ def _register(filename: str, source: str) -> None:
 
 
 def _futures(setup: str) -> int:
-    """Compiler flags of the set-up's `from __future__` imports, which hold for the cells after it as in a notebook."""
-    names = [a.name for n in ast.walk(ast.parse(setup)) if isinstance(n, ast.ImportFrom) and n.module == "__future__" for a in n.names]
+    """Compiler flags of the set-up's `from __future__` imports, which hold for the cells after it as in a
+    notebook.
+    """
+    names = [
+        a.name
+        for n in ast.walk(ast.parse(setup))
+        if isinstance(n, ast.ImportFrom) and n.module == "__future__"
+        for a in n.names
+    ]
     return sum(getattr(__future__, name).compiler_flag for name in set(names))
 
 
@@ -190,7 +202,7 @@ class Bench:
                 continue
             swap = substitute.Substitution(other.part, substitute.cell_filename(name))
             if any(swap.part.key == earlier[2].part.key for earlier in installed):
-                continue  # a repair and its part on one day: the first one (the exercise being checked) is used
+                continue  # a repair and its part on one day: the exercise being checked comes first
             files.add(sys.modules[swap.part.module].__file__ or "")
             installed.append((other, self.namespace if other is exercise else {}, swap, source))
         for _, _, swap, _ in installed:
@@ -215,7 +227,9 @@ class Bench:
             modules = substitute.Modules()
             exec(code, namespace)
             modules.refuse_changes()
-            substitute.guard_forbidden(other.forbid, swap.filename)  # modules that the cell itself has imported
+            substitute.guard_forbidden(
+                other.forbid, swap.filename
+            )  # modules that the cell itself has imported
             swap.adopt(namespace)
         if exercise.kind == "together":
             self.set_up(exercise, self.namespace)
@@ -317,7 +331,10 @@ def _verdict(error: BaseException, stage: str) -> dict[str, Any]:
         cause = error.__cause__
         if isinstance(cause, BaseException) and _out_of_memory(cause):
             return _verdict(cause, stage)
-        fields = {name: str(getattr(error, name)) for name in ("kind", "message", "given", "expected", "got", "fingerprint")}
+        fields = {
+            name: str(getattr(error, name))
+            for name in ("kind", "message", "given", "expected", "got", "fingerprint")
+        }
         return {"status": "failed", **fields}
     name = type(error).__name__
     if _out_of_memory(error):
@@ -328,16 +345,28 @@ def _verdict(error: BaseException, stage: str) -> dict[str, Any]:
             "fingerprint": "memory",
         }
     if isinstance(error, substitute.NotYours):
-        return {"status": "failed", "kind": "not yours", "message": str(error), "fingerprint": f"not yours: {error}"}
-    if isinstance(error, SyntaxError) and stage == "cell" and str(error.filename).startswith(expect.CELL_PREFIX):
+        return {
+            "status": "failed",
+            "kind": "not yours",
+            "message": str(error),
+            "fingerprint": f"not yours: {error}",
+        }
+    if (
+        isinstance(error, SyntaxError)
+        and stage == "cell"
+        and str(error.filename).startswith(expect.CELL_PREFIX)
+    ):
         line = (error.text or "").strip()
-        text = f"your cell is not valid Python: {error.msg} (line {error.lineno}{': ' + line if line else ''})"
+        text = (
+            f"your cell is not valid Python: {error.msg} (line {error.lineno}{': ' + line if line else ''})"
+        )
         return {"status": "error", "kind": name, "message": text, "fingerprint": "syntax"}
     text = expect.error_text(error)
     if stage == "cell" and expect.cell_line(error):
         text = f"your cell stops before anything is checked: {text}"
     elif not expect.cell_line(error):
-        text = f"{text}; raised {'by the check' if stage == 'check' else 'before your cell ran'}{_at_check(error)}"
+        where = "by the check" if stage == "check" else "before your cell ran"
+        text = f"{text}; raised {where}{_at_check(error)}"
     return {"status": "error", "kind": name, "message": text, "fingerprint": f"error: {name}"}
 
 
@@ -376,7 +405,7 @@ def _child(day: "DayState", job: dict[str, Any], folder: str, result: int) -> No
     os._exit(0)
 
 
-# --- in the worker ------------------------------------------------------------------------------------------------------
+# in the worker
 
 _libc: Any = None
 
@@ -403,7 +432,13 @@ class DayState:
 
     def exercise(self, name: str) -> Any:
         if name.endswith(".together"):  # no exercise of its own: the lesson's checks of all parts at once
-            fields = {"name": name, "kind": "together", "part": None, "checks": self.lesson.together, "body": ""}
+            fields = {
+                "name": name,
+                "kind": "together",
+                "part": None,
+                "checks": self.lesson.together,
+                "body": "",
+            }
             return types.SimpleNamespace(**fields)
         return self.lesson.exercises[name]
 
@@ -439,7 +474,9 @@ class DayState:
 
 
 def supervise(day: DayState, job: dict[str, Any], commands: int) -> dict[str, Any] | None:
-    """Run a job in a child and wait for its result, its death or its deadline. None if our own owner has gone."""
+    """Run a job in a child and wait for its result, its death or its deadline. None if our own owner has
+    gone.
+    """
     folder = tempfile.mkdtemp(prefix="course-check-")
     os.mkdir(os.path.join(folder, "cwd"))
     tape = Tape(os.path.join(folder, "tape"), create=True)
@@ -497,14 +534,26 @@ def supervise(day: DayState, job: dict[str, Any], commands: int) -> dict[str, An
 
 
 def _silent(commands: int) -> bool:
-    """Whether nothing waits on our input yet; from then on its becoming readable means that our owner has gone."""
+    """Whether nothing waits on our input yet; from then on its becoming readable means that our owner has
+    gone.
+    """
     return not select.select([commands], [], [], 0)[0]
 
 
 def _spawn(day: DayState, job: dict[str, Any], folder: str, write: int) -> int:
-    command = [sys.executable, "-m", "course_lib.classroom.worker", "--child", str(day.lesson.day), folder, str(write)]
+    command = [
+        sys.executable,
+        "-m",
+        "course_lib.classroom.worker",
+        "--child",
+        str(day.lesson.day),
+        folder,
+        str(write),
+    ]
     Path(folder, "job.json").write_text(json.dumps(job))
-    return subprocess.Popen(command, pass_fds=[write], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL).pid
+    return subprocess.Popen(
+        command, pass_fds=[write], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+    ).pid
 
 
 def _end(pid: int, reaped: bool) -> None:
@@ -548,7 +597,9 @@ def _death(status: int | None, timeout: float, folder: str) -> dict[str, Any]:
             text = "the system ended your code, most likely because memory ran out"
             return {"status": "memory", "kind": "memory", "message": text, "fingerprint": "memory"}
         name = signal.Signals(number).name
-        what = {"SIGSEGV": "a segmentation fault", "SIGABRT": "an abort", "SIGFPE": "a division fault"}.get(name, name)
+        what = {"SIGSEGV": "a segmentation fault", "SIGABRT": "an abort", "SIGFPE": "a division fault"}.get(
+            name, name
+        )
         return {
             "status": "crashed",
             "kind": name,
@@ -581,7 +632,9 @@ def main(argv: list[str]) -> None:
     null = os.open(os.devnull, os.O_RDWR)
     os.dup2(null, 0)
     os.dup2(2, 1)  # what libraries print while they are imported is no reply
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a notebook is for the kernel; it then closes our input
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # Ctrl-C in a notebook is for the kernel; it then closes our input
 
     def reply(message: dict[str, Any]) -> None:
         data = json.dumps(message).encode() + b"\n"
@@ -605,7 +658,11 @@ def main(argv: list[str]) -> None:
         except OSError as error:
             if error.errno not in (errno.EAGAIN, errno.ENOMEM):
                 raise
-            report = {"status": "error", "kind": "harness", "message": f"this machine starts no process: {error}"}
+            report = {
+                "status": "error",
+                "kind": "harness",
+                "message": f"this machine starts no process: {error}",
+            }
         if report is None:
             return
         reply(report)
