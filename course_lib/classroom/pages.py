@@ -136,8 +136,8 @@ def lesson_tables(days: list[Day]) -> str:
             "",
             f"You build: **{_lower_first(week.artifact)}**.",
             "",
-            "| | Day | What it is about | You write | Minutes |",
-            "| --- | --- | --- | --- | --- |",
+            "| | Day | What it is about, and what you write | Minutes |",
+            "| --- | --- | --- | --- |",
         ]
         parts += [_lesson_row(day) for day in days if day.number in week.days]
         parts.append("")
@@ -157,8 +157,8 @@ def _lesson_row(day: Day) -> str:
     minutes = str(day.minutes) if day.built else f"*{day.minutes}*"
     if day.built:
         title += f"<br>[Work]({day.folder}/lesson.ipynb) · [Read](../solutions/{day.folder}/lesson.ipynb)"
-    names = ", ".join(f"`{_short(name)}`" for name in day.exercises)
-    return f"| {mark} | {title} | {day.summary} | {names} | {minutes} |"
+    names = " ".join(f"`{_short(name)}`" for name in day.exercises)
+    return f"| {mark} | {title} | {day.summary}<br><sub>{names}</sub> | {minutes} |"
 
 
 def _short(name: str) -> str:
