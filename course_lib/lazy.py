@@ -8,8 +8,8 @@ from typing import Any
 def lazy_exports(package: str, modules: Mapping[str, Sequence[str]]) -> Callable[[str], Any]:
     """A module-level `__getattr__` (PEP 562) that finds each name in its module at first use.
 
-    Rooms of the library hold NumPy parts and torch parts side by side; this way a lesson that needs only NumPy never
-    waits for torch.
+    Rooms of the library hold NumPy parts and torch parts side by side; this way a lesson that needs only
+    NumPy never waits for torch.
     """
     home = {name: module for module, names in modules.items() for name in names}
 

@@ -20,8 +20,8 @@ def kv_cache_bytes(config: ModelConfig, tokens: int, batch: int = 1, bytes_per_n
 class ContiguousCache:
     """Keys and values of `batch` sequences of equal length, in memory reserved ahead of use.
 
-    `length` tokens are valid; what lies behind is garbage. The memory doubles when it is full, so appending one token
-    costs no allocation, and on average no copy.
+    `length` tokens are valid; what lies behind is garbage. The memory doubles when it is full, so
+    appending one token costs no allocation, and on average no copy.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class ContiguousCache:
         self.length += new
 
     def truncate(self, length: int) -> None:
-        """Forget everything behind the first `length` tokens. Nothing is moved: the rest is overwritten later."""
+        """Forget all but the first `length` tokens. Nothing is moved: they are overwritten later."""
         if not 0 <= length <= self.length:
             raise ValueError(f"Cannot cut a cache of {self.length} tokens to {length}.")
         self.length = length

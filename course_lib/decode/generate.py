@@ -9,14 +9,18 @@ from course_lib.decode.sampler import Sampler, SamplingParams
 from course_lib.model.decoder import Decoder
 from course_lib.model.layers import KVCache
 
-# A long prompt is read in pieces of this many tokens: the attention mask stays small and Ctrl-C is noticed between them.
+# A long prompt is read in pieces of this many tokens: the attention mask stays small and Ctrl-C is
+# noticed between them.
 PREFILL_CHUNK = 512
 
 
 def generate_uncached(
     model: Decoder, prompt: Sequence[int], params: SamplingParams, stop_ids: Sequence[int] = ()
 ) -> Iterator[int]:
-    """The definition: for every new token, run the model over the whole sequence. The work grows with its square."""
+    """The definition: for every new token, run the model over the whole sequence.
+
+    The work grows with the square of the length.
+    """
     ids = nonempty(prompt)
 
     def next_logits() -> Tensor:
@@ -26,17 +30,23 @@ def generate_uncached(
 
 
 def generate_cached(
-    model: Decoder, prompt: Sequence[int], params: SamplingParams, cache: KVCache, stop_ids: Sequence[int] = ()
+    model: Decoder,
+    prompt: Sequence[int],
+    params: SamplingParams,
+    cache: KVCache,
+    stop_ids: Sequence[int] = (),
 ) -> Iterator[int]:
-    """The same tokens, each computed once: the model reads the prompt into the cache, then one token at a time.
+    """The same tokens, each computed once: the model reads the prompt into the cache, then token by token.
 
-    What the cache holds already must be the beginning of `prompt`; at least one token must be left to read, since logits
-    come only from running the model. Yields the tokens as they are chosen, a stop token included; the last one yielded is
-    never in the cache.
+    What the cache holds already must be the beginning of `prompt`; at least one token must be left to
+    read, since logits come only from running the model. Yields the tokens as they are chosen, a stop
+    token included; the last one yielded is never in the cache.
     """
     ids = nonempty(prompt)
     if cache.length >= len(ids):
-        raise ValueError(f"The cache holds {cache.length} tokens, the prompt only {len(prompt)}: nothing left to run.")
+        raise ValueError(
+            f"The cache holds {cache.length} tokens, the prompt only {len(prompt)}: nothing left to run."
+        )
 
     def next_logits() -> Tensor:
         logits = None
@@ -58,7 +68,7 @@ def nonempty(prompt: Sequence[int]) -> list[int]:
 def write(
     ids: list[int], next_logits: Callable[[], Tensor], params: SamplingParams, stop_ids: Sequence[int]
 ) -> Iterator[int]:
-    """Append to `ids` the token that `params` chooses from `next_logits()`, until a stop token or `max_tokens`."""
+    """Append to `ids` what `params` chooses from `next_logits()`, until a stop token or `max_tokens`."""
     sampler = Sampler([params])
     stops = {*params.stop_token_ids, *(() if params.ignore_eos else stop_ids)}
     for _ in range(params.max_tokens):

@@ -1,4 +1,4 @@
-"""Choosing the next token from the logits: greedy, or drawn from a distribution that temperature and filters shape."""
+"""Choosing the next token from the logits: the best one, or one drawn from a filtered distribution."""
 
 import math
 from collections.abc import Sequence
@@ -52,16 +52,17 @@ class SamplingParams:
 def uniform(seed: int, position: int, purpose: int = 0) -> float:
     """A number in [0, 1) that depends on its arguments and on nothing else.
 
-    Philox scrambles a counter under a key, so the draw for position 1000 needs no 999 draws before it: who else is in the
-    batch, or how often a request was interrupted, cannot change a text. `purpose` separates draws at one position (choose,
-    accept a draft, ...). Source: Salmon et al. (2011), "Parallel Random Numbers: As Easy as 1, 2, 3".
+    Philox scrambles a counter under a key, so the draw for position 1000 needs no 999 draws before it:
+    who else is in the batch, or how often a request was interrupted, cannot change a text. `purpose`
+    separates draws at one position (choose, accept a draft, ...). Source: Salmon et al. (2011), "Parallel
+    Random Numbers: As Easy as 1, 2, 3".
     """
     bits = np.random.Philox(key=seed, counter=(position, purpose, 0, 0)).random_raw()
     return (int(bits) >> 12) / 2**52
 
 
 def keep_top_k(probs: Float[Tensor, "B V"], k: Sequence[int]) -> Float[Tensor, "B V"]:
-    """Zero all but each row's k largest (0: keep all). Equal ones at the border stay, as in Hugging Face's sampler."""
+    """Zero all but each row's k largest (0: keep all). Ties at the border stay, as at Hugging Face."""
     largest = probs.topk(min(max(k), probs.shape[-1]), dim=-1).values  # (B, max k)
     index = torch.tensor([[min(n, probs.shape[-1]) - 1 if n else 0] for n in k], device=probs.device)
     border = largest.gather(1, index)  # (B, 1)
@@ -81,12 +82,15 @@ def keep_top_p(probs: Float[Tensor, "B V"], p: Float[Tensor, "B 1"]) -> Float[Te
 
 
 def keep_min_p(probs: Float[Tensor, "B V"], min_p: Float[Tensor, "B 1"]) -> Float[Tensor, "B V"]:
-    """Zero what is less than min_p times as probable as the row's best. Source: Nguyen et al. (2024), arXiv:2407.01082."""
+    """Zero what is less than min_p times as probable as the row's best.
+
+    Source: Nguyen et al. (2024), "Min-p Sampling", arXiv:2407.01082.
+    """
     return torch.where(probs >= min_p * probs.amax(-1, keepdim=True), probs, 0.0)
 
 
 def draw(weights: Float[Tensor, "B V"], u: Float[Tensor, "B 1"]) -> Int64[Tensor, " B"]:
-    """Inverse-CDF sampling: the first token at which the running sum passes u times the total. Weights need not sum to 1."""
+    """Inverse-CDF sampling: the first token at which the running sum passes u times the total (not always 1)."""
     running = weights.double().cumsum(-1)
     return torch.searchsorted(running, u * running[:, -1:], right=True).squeeze(1)
 
@@ -94,13 +98,16 @@ def draw(weights: Float[Tensor, "B V"], u: Float[Tensor, "B 1"]) -> Int64[Tensor
 class Sampler:
     """Chooses one token for each row of a batch, each row by its own parameters.
 
-    The filters run in Hugging Face's order: temperature, top-k, top-p, min-p; each sees what the one before it left.
+    The filters run in Hugging Face's order: temperature, top-k, top-p, min-p; each sees what the one
+    before it left.
     """
 
     def __init__(self, params: Sequence[SamplingParams]):
         self.params = list(params)
         if missing := [i for i, p in enumerate(self.params) if not p.greedy and p.seed is None]:
-            raise ValueError(f"Row {missing[0]} samples without a seed: give one, so that its text can be repeated.")
+            raise ValueError(
+                f"Row {missing[0]} samples without a seed: give one, so that its text can be repeated."
+            )
 
     def __call__(self, logits: Float[Tensor, "B V"], positions: Sequence[int]) -> Int64[Tensor, " B"]:
         """`positions[i]` is the place in its sequence of the token that row i chooses now."""

@@ -14,6 +14,8 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from course_lib.engine.startup import STARTED
+
 if TYPE_CHECKING:
     from course_lib.decode.sampler import SamplingParams
     from course_lib.engine.llm import LLM, Completion, Stream
@@ -31,7 +33,9 @@ def main(
     max_tokens: Annotated[int, typer.Option(min=1, help="End an answer after so many tokens.")] = 512,
     temperature: Annotated[float, typer.Option(min=0, help="0: always the most probable token.")] = 0.0,
     top_k: Annotated[int, typer.Option(min=0, help="Draw from the k most probable tokens (0: all).")] = 0,
-    top_p: Annotated[float, typer.Option(help="Draw from the most probable tokens that hold this share.")] = 1.0,
+    top_p: Annotated[
+        float, typer.Option(help="Draw from the most probable tokens that hold this share.")
+    ] = 1.0,
     min_p: Annotated[float, typer.Option(help="Draw from tokens this probable, relative to the best.")] = 0.0,
     seed: Annotated[int | None, typer.Option(min=0, help="The same seed gives the same text.")] = None,
     system: Annotated[str | None, typer.Option(help="The system message.")] = None,
@@ -40,7 +44,6 @@ def main(
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
 ) -> None:
     """Run a language model on this machine: one answer with --prompt, otherwise a conversation."""
-    started = time.perf_counter()
     from course_lib import assets
     from course_lib.decode.sampler import SamplingParams
     from course_lib.engine.llm import LLM
@@ -53,7 +56,7 @@ def main(
             raise ValueError("The prompt is empty: there is nothing to answer.")
         params = SamplingParams(temperature, top_k, top_p, min_p, seed, max_tokens)
         llm = LLM(model, device, dtype, threads)
-        introduce(llm, time.perf_counter() - started)
+        introduce(llm)
         opening = [{"role": "system", "content": system}] if system else []
         if prompt is not None:
             answer(llm, [*opening, {"role": "user", "content": prompt}], params)
@@ -64,11 +67,11 @@ def main(
         raise typer.Exit(1) from None
 
 
-def introduce(llm: "LLM", seconds: float) -> None:
+def introduce(llm: "LLM") -> None:
     """Say what was chosen and why."""
     console.print(
-        f"[bold]{escape(llm.name)}[/]: {llm.config.parameters / 1e6:.0f}M parameters, {llm.config.num_hidden_layers} layers, "
-        f"context {llm.config.max_position_embeddings}; ready in {seconds:.1f} s",
+        f"[bold]{escape(llm.name)}[/]: {llm.config.parameters / 1e6:.0f}M parameters, "
+        f"{llm.config.num_hidden_layers} layers, context {llm.config.max_position_embeddings}; ready in {time.perf_counter() - STARTED:.1f} s",
         style="dim",
     )
     console.print("; ".join(llm.choice.lines()), style="dim")
@@ -82,7 +85,9 @@ def owners() -> str:
 
     if parts.parts_mode() != "mine":
         return ""
-    yours = sorted(part.name or part.qualname for key, part in parts.REGISTRY.items() if parts.owner(key) == "yours")
+    yours = sorted(
+        part.name or part.qualname for key, part in parts.REGISTRY.items() if parts.owner(key) == "yours"
+    )
     return f"parts: {len(yours)} of {len(parts.REGISTRY)} yours" + (f" ({', '.join(yours)})" if yours else "")
 
 
@@ -105,9 +110,12 @@ def show(stream: "Stream") -> None:
 
 def statistics(completion: "Completion") -> str:
     reused = f" ({completion.reused} of them kept from before)" if completion.reused else ""
-    ending = {"stop": "", "length": "; cut at the token limit", "cancelled": "; stopped"}[completion.finish_reason]
+    ending = {"stop": "", "length": "; cut at the token limit", "cancelled": "; stopped"}[
+        completion.finish_reason
+    ]
     return (
-        f"{completion.prompt_tokens} tokens read{reused}, first token after {completion.time_to_first_token:.2f} s; "
+        f"{completion.prompt_tokens} tokens read{reused}, "
+        f"first token after {completion.time_to_first_token:.2f} s; "
         f"{len(completion.token_ids)} tokens written at {completion.tokens_per_second:.1f} tokens/s{ending}"
     )
 

@@ -37,8 +37,9 @@ class Namespace(jinja2.utils.Namespace):
 class ChatTemplate:
     """Renders conversations as the model was trained to read them.
 
-    A template comes with the weights from wherever those come from: it is somebody else's program. The sandbox lets it loop and
-    compare, and refuses attributes that lead to Python's internals. Same settings as in Hugging Face's Transformers.
+    A template comes with the weights from wherever those come from: it is somebody else's program. The
+    sandbox lets it loop and compare, and refuses attributes that lead to Python's internals. Same
+    settings as in Hugging Face's Transformers.
     """
 
     def __init__(self, source: str, special: Mapping[str, str] | None = None):
@@ -52,13 +53,17 @@ class ChatTemplate:
         )
         environment.filters["tojson"] = to_json
         environment.globals.update(
-            raise_exception=refuse, strftime_now=lambda format: datetime.now().strftime(format), namespace=Namespace
+            raise_exception=refuse,
+            strftime_now=lambda format: datetime.now().strftime(format),
+            namespace=Namespace,
         )
         self.special = dict(special or {})
         try:
             self.template = environment.from_string(source)
         except jinja2.TemplateSyntaxError as error:
-            raise CheckpointError(f"The chat template is no valid Jinja: line {error.lineno}: {error.message}.") from error
+            raise CheckpointError(
+                f"The chat template is no valid Jinja: line {error.lineno}: {error.message}."
+            ) from error
 
     def render(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> str:
         """The conversation as one text, ending where the assistant is to speak.
@@ -79,19 +84,29 @@ class ChatTemplate:
     def encode(self, messages: Sequence[Message], tokenizer: Tokenizer) -> list[int]:
         """Token ids of the conversation, in which only the template itself can write special tokens.
 
-        Somebody may type `<|im_end|>` into a message. Encoded as the special token it would end their turn and let them speak as
-        the system. So each special token inside a message is split by a character that occurs nowhere else, which comes
-        out again once the rendered text has been cut at the special tokens that are left: the template's own.
+        Somebody may type `<|im_end|>` into a message. Encoded as the special token it would end their
+        turn and let them speak as the system. So each special token inside a message is split by a
+        character that occurs nowhere else, which comes out again once the rendered text has been cut at
+        the special tokens that are left: the template's own.
         """
         texts = [str(value) for message in messages for value in message.values()]
-        wedge = next(mark for mark in map(chr, range(0xE000, 0xF900)) if not any(mark in text for text in texts))
+        wedge = next(
+            mark for mark in map(chr, range(0xE000, 0xF900)) if not any(mark in text for text in texts)
+        )
         guarded = [
-            {key: guard(value, tokenizer, wedge) if isinstance(value, str) else value for key, value in message.items()}
+            {
+                key: guard(value, tokenizer, wedge) if isinstance(value, str) else value
+                for key, value in message.items()
+            }
             for message in messages
         ]
         ids: list[int] = []
         for piece, is_special in split_special_tokens(self.render(guarded), tokenizer.special_tokens):
-            ids += [tokenizer.special_tokens[piece]] if is_special else tokenizer.encode(piece.replace(wedge, ""))
+            ids += (
+                [tokenizer.special_tokens[piece]]
+                if is_special
+                else tokenizer.encode(piece.replace(wedge, ""))
+            )
         return ids
 
 

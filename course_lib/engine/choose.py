@@ -73,7 +73,10 @@ def choose_device(device: str) -> tuple[torch.device, str]:
 
 
 def choose_dtype(dtype: str, device: torch.device, machine: Machine) -> tuple[torch.dtype, str]:
-    """bfloat16 where it halves the bytes to read at full speed; see `python -m course_lib.bench` for this machine's numbers."""
+    """A 16-bit format where this device computes in it: decoding is reading weights, so half the bytes count.
+
+    `python -m course_lib.bench` measures both on this machine.
+    """
     dtype = SHORT.get(dtype, dtype)
     if dtype in DTYPES:
         return DTYPES[dtype], "as asked"

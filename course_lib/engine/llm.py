@@ -2,7 +2,7 @@
 
 import secrets
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -51,17 +51,27 @@ class Stream:
     def __iter__(self) -> Iterator[str]:
         return self.pieces
 
+    def finish(self) -> Completion:
+        """Run to the end and return the whole answer."""
+        for _ in self.pieces:
+            pass
+        return self.completion
+
 
 class LLM:
     """A language model ready to answer.
 
-    A string is continued as it stands; a list of messages goes through the model's chat template. The keys and values of
-    the last request stay: a next one that begins with the same tokens, as the next turn of a chat does, reads only
-    what is new.
+    A string is continued as it stands; a list of messages goes through the model's chat template. The
+    keys and values of the last request stay: a next one that begins with the same tokens, as the next
+    turn of a chat does, reads only what is new.
     """
 
     def __init__(
-        self, model: str | Path = "smollm2", device: str = "auto", dtype: str = "auto", threads: int | None = None
+        self,
+        model: str | Path = "smollm2",
+        device: str = "auto",
+        dtype: str = "auto",
+        threads: int | None = None,
     ):
         """`model` is "smollm2" or the path of a GGUF file.
 
@@ -70,15 +80,18 @@ class LLM:
             ValueError: unknown device or dtype.
         """
         self.choice = choose(device, dtype, threads)
-        if self.choice.device.type == "cpu":
-            torch.set_num_threads(self.choice.threads)
+        torch.set_num_threads(1)  # loading is many short loops: threads would mostly wait for each other
         checkpoint = open_checkpoint(model_path(model))
         if not isinstance(checkpoint, GGUFCheckpoint):
-            raise CheckpointError(f"{model} is a folder: its weights can be loaded, its tokenizer.json not yet. Give a GGUF.")
-        self.name = str(checkpoint.metadata.get("general.name", checkpoint.path.stem))
+            raise CheckpointError(
+                f"{model} is a folder: its weights can be loaded, its tokenizer.json not yet. Give a GGUF."
+            )
+        known = assets.CATALOG.get(str(model))
+        self.name = known.title if known else checkpoint.path.stem
         self.config = checkpoint.config
         self.tokenizer = Tokenizer.from_gguf(checkpoint.metadata)
         self.model = load_model(checkpoint, self.choice.device, self.choice.dtype, pack=self.choice.pack)
+        torch.set_num_threads(self.choice.threads)
         template = checkpoint.metadata.get("tokenizer.chat_template")
         vocab = self.tokenizer.vocab
         names = {
@@ -109,8 +122,8 @@ class LLM:
             raise ValueError("The prompt is empty: the model needs at least one token to continue from.")
         if room < 1:
             raise ValueError(
-                f"The prompt has {len(ids)} tokens; {self.name} has room for {self.config.max_position_embeddings}, "
-                "one of them for the answer."
+                f"The prompt has {len(ids)} tokens; {self.name} has room for "
+                f"{self.config.max_position_embeddings}, one of them for the answer."
             )
         params = params or SamplingParams()
         if params.seed is None:
@@ -121,15 +134,9 @@ class LLM:
         self, prompts: Prompt | Sequence[Prompt], params: SamplingParams | None = None
     ) -> list[Completion]:
         """Answer one prompt or several, one after the other; always returns a list."""
-        if isinstance(prompts, str) or (prompts and not isinstance(prompts[0], str | Sequence)):
-            prompts = [prompts]  # type: ignore[list-item]
-        completions = []
-        for prompt in prompts:
-            stream = self.stream(prompt, params)  # type: ignore[arg-type]
-            for _ in stream:
-                pass
-            completions.append(stream.completion)
-        return completions
+        one = isinstance(prompts, str) or isinstance(next(iter(prompts), None), Mapping)
+        streams = (self.stream(prompt, params) for prompt in ([prompts] if one else prompts))  # type: ignore[arg-type]
+        return [stream.finish() for stream in streams]
 
     def run(self, ids: list[int], params: SamplingParams, completion: Completion) -> Iterator[str]:
         """Yield text as soon as it is certain, and keep the books in `completion`."""
@@ -179,5 +186,7 @@ def model_path(model: str | Path) -> Path:
         return assets.path(str(model))
     path = Path(model)
     if not path.exists():
-        raise CheckpointError(f"There is no model {str(model)!r}. Known: {', '.join(MODELS)}; or give the path of a GGUF file.")
+        raise CheckpointError(
+            f"There is no model {str(model)!r}. Known: {', '.join(MODELS)}; or give the path of a GGUF file."
+        )
     return path

@@ -8,7 +8,13 @@ __getattr__ = lazy_exports(
         "course_lib.model.config": ["ModelConfig"],
         "course_lib.model.decoder": ["Decoder"],
         "course_lib.model.errors": ["CheckpointError"],
-        "course_lib.model.layers": ["apply_rope", "grouped_query_attention", "rms_norm", "rope_table", "swiglu"],
+        "course_lib.model.layers": [
+            "apply_rope",
+            "grouped_query_attention",
+            "rms_norm",
+            "rope_table",
+            "swiglu",
+        ],
         "course_lib.model.load": ["load_model", "open_checkpoint"],
     },
 )

@@ -1,4 +1,4 @@
-"""The shape of a model: the few numbers that a checkpoint's own configuration gives, under Hugging Face's names."""
+"""The shape of a model: the few numbers of a checkpoint's own configuration, under Hugging Face's names."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -32,9 +32,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         if self.model_type not in SUPPORTED:
-            raise CheckpointError(
-                f"The architecture {self.model_type!r} is not supported; this engine runs: {', '.join(SUPPORTED)}."
-            )
+            raise unknown_architecture(self.model_type)
         sizes = (
             "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads "
             "num_key_value_heads head_dim max_position_embeddings"
@@ -42,14 +40,18 @@ class ModelConfig:
         for name in sizes.split():
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
-                raise CheckpointError(f"The configuration gives {name} = {value!r}; it must be a whole number from 1 up.")
+                raise CheckpointError(
+                    f"The configuration gives {name} = {value!r}; it must be a whole number from 1 up."
+                )
         if self.num_attention_heads % self.num_key_value_heads:
             raise CheckpointError(
-                f"{self.num_attention_heads} query heads cannot share {self.num_key_value_heads} key/value heads "
-                "evenly: num_attention_heads must be a multiple of num_key_value_heads."
+                f"{self.num_attention_heads} query heads cannot share "
+                f"{self.num_key_value_heads} key/value heads evenly: num_attention_heads must be a multiple of num_key_value_heads."
             )
         if self.head_dim % 2:
-            raise CheckpointError(f"head_dim = {self.head_dim} is odd: rotary embeddings turn pairs of numbers.")
+            raise CheckpointError(
+                f"head_dim = {self.head_dim} is odd: rotary embeddings turn pairs of numbers."
+            )
 
     @property
     def parameters(self) -> int:
@@ -58,7 +60,9 @@ class ModelConfig:
         query, key_value = self.num_attention_heads * self.head_dim, self.num_key_value_heads * self.head_dim
         attention = c * (query + 2 * key_value) + query * c
         mlp = 3 * c * self.intermediate_size
-        biases = (query + 2 * key_value + c) * self.attention_bias + (2 * self.intermediate_size + c) * self.mlp_bias
+        biases = (query + 2 * key_value + c) * self.attention_bias + (
+            2 * self.intermediate_size + c
+        ) * self.mlp_bias
         tables = self.vocab_size * c * (1 if self.tie_word_embeddings else 2)
         return tables + c + self.num_hidden_layers * (attention + mlp + biases + 2 * c)
 
@@ -67,20 +71,24 @@ class ModelConfig:
         """From the dictionary of a Hugging Face `config.json`, as written by version 4 or 5 of Transformers.
 
         Raises:
-            CheckpointError: unknown architecture, missing entry, or an option that this decoder would get wrong.
+            CheckpointError: unknown architecture, missing entry, or an option that this decoder would get
+            wrong.
         """
         model_type = str(config.get("model_type", "(none given)"))
         if model_type not in SUPPORTED:
-            raise CheckpointError(
-                f"The architecture {model_type!r} is not supported; this engine runs: {', '.join(SUPPORTED)}."
-            )
-        # Transformers 5 keeps rotary options in `rope_parameters`, version 4 in `rope_theta` and `rope_scaling`.
+            raise unknown_architecture(model_type)
+        # Transformers 5 keeps rotary options in `rope_parameters`, version 4 in `rope_theta` and
+        # `rope_scaling`.
         rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
         rope_type = rope.get("rope_type", rope.get("type", "default"))
         if rope_type != "default":
-            raise CheckpointError(f"Rotary scaling of type {rope_type!r} is not supported; only 'default' is.")
+            raise CheckpointError(
+                f"Rotary scaling of type {rope_type!r} is not supported; only 'default' is."
+            )
         if (activation := config.get("hidden_act", "silu")) not in ("silu", "swish"):
-            raise CheckpointError(f"The activation {activation!r} is not supported in a Llama; only 'silu' is.")
+            raise CheckpointError(
+                f"The activation {activation!r} is not supported in a Llama; only 'silu' is."
+            )
         heads, hidden = require(config, "num_attention_heads"), require(config, "hidden_size")
         stops = config.get("eos_token_id")
         return cls(
@@ -104,23 +112,27 @@ class ModelConfig:
 
     @classmethod
     def from_gguf(cls, metadata: Mapping[str, Any], tied: bool = False) -> "ModelConfig":
-        """From a GGUF file's metadata. GGUF does not say `tie_word_embeddings`: there is an `output.weight` or not.
+        """From a GGUF file's metadata, which does not say `tied`: there is an `output.weight` or not.
 
         Raises:
-            CheckpointError: unknown architecture, missing entry, or an option that this decoder would get wrong.
+            CheckpointError: unknown architecture, missing entry, or an option that this decoder would get
+            wrong.
         """
         arch = str(metadata.get("general.architecture", "(none given)"))
         if arch not in SUPPORTED:
-            raise CheckpointError(
-                f"The architecture {arch!r} is not supported; this engine runs: {', '.join(SUPPORTED)}."
-            )
+            raise unknown_architecture(arch)
         scaling = metadata.get(f"{arch}.rope.scaling.type", "none")
         if scaling != "none":
             raise CheckpointError(f"Rotary scaling of type {scaling!r} is not supported; only 'none' is.")
-        hidden, heads = require(metadata, f"{arch}.embedding_length"), require(metadata, f"{arch}.attention.head_count")
+        hidden, heads = (
+            require(metadata, f"{arch}.embedding_length"),
+            require(metadata, f"{arch}.attention.head_count"),
+        )
         head_dim = metadata.get(f"{arch}.attention.key_length", hidden // heads)
         if (turned := metadata.get(f"{arch}.rope.dimension_count", head_dim)) != head_dim:
-            raise CheckpointError(f"Rotary embeddings on {turned} of {head_dim} dimensions are not supported.")
+            raise CheckpointError(
+                f"Rotary embeddings on {turned} of {head_dim} dimensions are not supported."
+            )
         stop = metadata.get("tokenizer.ggml.eos_token_id")
         tokens = metadata.get("tokenizer.ggml.tokens")
         vocab_size = metadata.get(f"{arch}.vocab_size") or (len(tokens) if tokens else None)
@@ -144,7 +156,15 @@ class ModelConfig:
         )
 
 
+def unknown_architecture(name: str) -> CheckpointError:
+    return CheckpointError(
+        f"The architecture {name!r} is not supported; this engine runs: {', '.join(SUPPORTED)}."
+    )
+
+
 def require(source: Mapping[str, Any], name: str) -> Any:
     if source.get(name) is None:
-        raise CheckpointError(f"The checkpoint's configuration has no entry {name!r}, which the decoder needs.")
+        raise CheckpointError(
+            f"The checkpoint's configuration has no entry {name!r}, which the decoder needs."
+        )
     return source[name]

@@ -14,7 +14,8 @@ from course_lib.model.layers import MLP, Attention, DecoderLayer, KVCache, Linea
 class Decoder(nn.Module):
     """Embedding, N blocks, a last norm and the output head. `named_weights` gives them Hugging Face's names.
 
-    Build it through `course_lib.model.load.load_model`, which fills the weights; here they are uninitialised memory.
+    Build it through `course_lib.model.load.load_model`, which fills the weights; here they are
+    uninitialized memory.
     """
 
     def __init__(self, config: ModelConfig):
@@ -45,8 +46,8 @@ class Decoder(nn.Module):
     ) -> Float[Tensor, "B kept vocab"]:
         """Logits for the token after each of `ids`, which continue what the cache holds.
 
-        `logits_to_keep=n` computes only the last n positions (0: all): while a prompt is read only its end matters,
-        and the output head is the largest matrix of a small model.
+        `logits_to_keep=n` computes only the last n positions (0: all): while a prompt is read only its
+        end matters, and the output head is the largest matrix of a small model.
 
         Raises:
             ValueError: the sequence would be longer than the positions that the model was trained for.
@@ -55,7 +56,8 @@ class Decoder(nn.Module):
         new = ids.shape[1]
         if start + new > self.config.max_position_embeddings:
             raise ValueError(
-                f"{start + new} tokens do not fit: the model has {self.config.max_position_embeddings} positions."
+                f"{start + new} tokens do not fit: "
+                f"the model has {self.config.max_position_embeddings} positions."
             )
         cos, sin = self.cos[start : start + new], self.sin[start : start + new]
         x = F.embedding(ids, self.embed_tokens)  # (B, T, C)
@@ -66,7 +68,7 @@ class Decoder(nn.Module):
         return self.lm_head(self.norm(x[:, -logits_to_keep:]))
 
     def named_weights(self) -> Iterator[tuple[str, Tensor]]:
-        """Every weight as (Hugging Face's name, tensor). Parts of a fused matrix are views: writing to them fills it."""
+        """Every weight as (Hugging Face's name, tensor); parts of a fused matrix are views, to be written to."""
         yield "model.embed_tokens.weight", self.embed_tokens.data
         for index, layer in enumerate(self.layers):
             assert isinstance(layer, DecoderLayer)
@@ -89,7 +91,7 @@ class Decoder(nn.Module):
 
 
 def whole(name: str, linear: Linear) -> Iterator[tuple[str, Tensor]]:
-    if linear.weight is None:
+    if linear.packed is not None:
         raise RuntimeError(f"{name} has been packed: its weights can no longer be read by name.")
     yield f"{name}.weight", linear.weight.data
     if linear.bias is not None:

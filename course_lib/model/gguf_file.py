@@ -77,7 +77,7 @@ class GGUFTensor:
 
     def dequantize(self) -> Tensor:
         """The weights as float32, of shape `shape`."""
-        block, size, decode = DECODERS[self.type]
+        _, size, decode = DECODERS[self.type]
         return decode(self.data.view(-1, size)).reshape(self.shape)
 
 
@@ -120,7 +120,9 @@ def read_gguf(path: str | Path) -> GGUFFile:
         name = reader.string("a tensor's name")
         dimensions = reader.scalar("I", name)
         if dimensions > MAX_DIMENSIONS:
-            raise CheckpointError(f"{path.name}: tensor {name} claims {dimensions} dimensions; at most 4 exist.")
+            raise CheckpointError(
+                f"{path.name}: tensor {name} claims {dimensions} dimensions; at most 4 exist."
+            )
         sizes = [reader.scalar("Q", name) for _ in range(dimensions)]
         entries.append((name, tuple(reversed(sizes)), reader.scalar("I", name), reader.scalar("Q", name)))
 
@@ -150,7 +152,8 @@ def tensor_bytes(name: str, shape: tuple[int, ...], kind: int, path: Path) -> in
     row = shape[-1] if shape else 1
     if row % block:
         raise CheckpointError(
-            f"{path.name}: tensor {name} has rows of {row} weights, no multiple of {TYPE_NAMES[kind]}'s {block}."
+            f"{path.name}: tensor {name} has rows of {row} weights, "
+            f"no multiple of {TYPE_NAMES[kind]}'s {block}."
         )
     count = 1
     for length in shape:
@@ -158,8 +161,9 @@ def tensor_bytes(name: str, shape: tuple[int, ...], kind: int, path: Path) -> in
     return count // block * size
 
 
-# Decoders take the raw bytes as (blocks, bytes per block) and return float32 (blocks, weights per block). Each product and sum
-# is rounded on its own, as in ggml's reference code, so that the results agree with it bit for bit.
+# Decoders take the raw bytes as (blocks, bytes per block) and return float32 (blocks, weights per block).
+# Each product and sum is rounded on its own, as in ggml's reference code, so that the results agree with
+# it bit for bit.
 
 
 def half(raw: Tensor) -> Tensor:

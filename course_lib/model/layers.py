@@ -15,10 +15,13 @@ from torch import Tensor, nn
 from course_lib.model.config import ModelConfig
 
 
-def rms_norm(x: Float[Tensor, "*batch C"], weight: Float[Tensor, " C"], eps: float) -> Float[Tensor, "*batch C"]:
+def rms_norm(
+    x: Float[Tensor, "*batch C"], weight: Float[Tensor, " C"], eps: float
+) -> Float[Tensor, "*batch C"]:
     """Scale each vector to a root mean square of 1, then each coordinate by its learned weight.
 
-    The mean is taken in float32 whatever x is: in bfloat16 a sum of a few hundred squares loses most of its digits.
+    The mean is taken in float32 whatever x is: in bfloat16 a sum of a few hundred squares loses most of
+    its digits.
     Source: Zhang and Sennrich (2019), "Root Mean Square Layer Normalization", equation 4.
     """
     wide = x.float()
@@ -26,8 +29,10 @@ def rms_norm(x: Float[Tensor, "*batch C"], weight: Float[Tensor, " C"], eps: flo
     return weight * wide.to(x.dtype)
 
 
-def rope_table(positions: int, head_dim: int, theta: float) -> tuple[Float[Tensor, "T half"], Float[Tensor, "T half"]]:
-    """Cosines and sines of the angle by which position t turns pair i: t * theta^(-2i / head_dim), in radians."""
+def rope_table(
+    positions: int, head_dim: int, theta: float
+) -> tuple[Float[Tensor, "T half"], Float[Tensor, "T half"]]:
+    """Cosines and sines of the angles t * theta^(-2i / head_dim) by which position t turns pair i, radians."""
     frequencies = theta ** -(torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)  # (D/2,)
     angles = torch.arange(positions, dtype=torch.float32)[:, None] * frequencies  # (T, D/2)
     return angles.cos(), angles.sin()
@@ -38,8 +43,8 @@ def apply_rope(
 ) -> Float[Tensor, "B T heads D"]:
     """Rotate the plane of coordinates i and i + D/2 of every head by the angle of its token's position.
 
-    That pairing (Hugging Face's "rotate half") is one of two in use; the other pairs 2i with 2i + 1 (GGUF's order for
-    Llamas, see `load.unpermute`). Source: Su et al. (2021), "RoFormer", equation 34.
+    That pairing (Hugging Face's "rotate half") is one of two in use; the other pairs 2i with 2i + 1
+    (GGUF's order for Llamas, see `load.unpermute`). Source: Su et al. (2021), "RoFormer", equation 34.
     """
     first, second = x.chunk(2, dim=-1)  # each (B, T, heads, D/2)
     cos, sin = cos[:, None], sin[:, None]  # (T, 1, D/2): the same for every head
@@ -47,12 +52,15 @@ def apply_rope(
 
 
 def swiglu(gate: Float[Tensor, "*batch F"], up: Float[Tensor, "*batch F"]) -> Float[Tensor, "*batch F"]:
-    """silu(gate) * up: each unit is opened or shut by a gate of its own. Source: Shazeer (2020), "GLU Variants"."""
+    """silu(gate) * up: each unit is opened or shut by a gate of its own.
+
+    Source: Shazeer (2020), "GLU Variants Improve Transformer".
+    """
     return F.silu(gate) * up
 
 
 def attention_mask(new: int, seen: int, device: torch.device) -> Bool[Tensor, "T S"]:
-    """True where a query may look: the last `new` of `seen` tokens, each at itself and everything before it."""
+    """True where a query may look: the last `new` of `seen` tokens, each at itself and all before it."""
     return torch.ones(new, seen, dtype=torch.bool, device=device).tril(seen - new)
 
 
@@ -66,8 +74,8 @@ def grouped_query_attention(
     batch, heads, new, head_dim = query.shape
     kv_heads, seen = key.shape[1], key.shape[2]
     if new == 1:
-        # One new token sees everything, so the heads that share a key/value head can stand in as rows of one query:
-        # keys and values are read once a group, and nothing is copied or masked.
+        # One new token sees everything, so the heads that share a key/value head can stand in as rows of
+        # one query: keys and values are read once a group, and nothing is copied or masked.
         grouped = query.reshape(batch, kv_heads, heads // kv_heads, head_dim)  # (B, K, H/K, D)
         return F.scaled_dot_product_attention(grouped, key, value).reshape(query.shape)
     if heads != kv_heads:
@@ -75,12 +83,18 @@ def grouped_query_attention(
         key, value = (repeat_heads(tensor, heads // kv_heads) for tensor in (key, value))  # (B, H, S, D)
     if new == seen:
         return F.scaled_dot_product_attention(query, key, value, is_causal=True)
-    return F.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask(new, seen, query.device))
+    return F.scaled_dot_product_attention(
+        query, key, value, attn_mask=attention_mask(new, seen, query.device)
+    )
 
 
 def repeat_heads(x: Float[Tensor, "B K S D"], times: int) -> Float[Tensor, "B H S D"]:
     batch, heads, seen, head_dim = x.shape
-    return x[:, :, None].expand(batch, heads, times, seen, head_dim).reshape(batch, heads * times, seen, head_dim)
+    return (
+        x[:, :, None]
+        .expand(batch, heads, times, seen, head_dim)
+        .reshape(batch, heads * times, seen, head_dim)
+    )
 
 
 class KVCache(Protocol):
@@ -91,7 +105,7 @@ class KVCache(Protocol):
     def append(
         self, layer: int, key: Float[Tensor, "B K T D"], value: Float[Tensor, "B K T D"]
     ) -> tuple[Float[Tensor, "B K S D"], Float[Tensor, "B K S D"]]:
-        """Store the new keys and values of one layer after the `length` that are there; return all of them."""
+        """Store one layer's new keys and values after the `length` that are there; return all of them."""
         ...
 
     def advance(self, new: int) -> None:
@@ -100,11 +114,11 @@ class KVCache(Protocol):
 
 
 class Linear(nn.Module):
-    """y = x Wᵀ + b, with uninitialised weights of shape (out, in) that the checkpoint fills."""
+    """y = x Wᵀ + b, with uninitialized weights of shape (out, in) that the checkpoint fills."""
 
     def __init__(self, inputs: int, outputs: int, bias: bool = False):
         super().__init__()
-        self.weight: Tensor | None = nn.Parameter(torch.empty(outputs, inputs))
+        self.weight = nn.Parameter(torch.empty(outputs, inputs))
         self.bias = nn.Parameter(torch.empty(outputs)) if bias else None
         self.packed: Tensor | None = None
 
@@ -114,14 +128,15 @@ class Linear(nn.Module):
         return F.linear(x, self.weight, self.bias)
 
     def pack(self) -> None:
-        """Move the weight into oneDNN's own blocked order, for good: `weight` is gone afterwards.
+        """Move the weight into oneDNN's own blocked order, for good: `weight` is empty afterwards.
 
-        For a single token torch's linear uses one thread in float32 and a slow path in bfloat16; oneDNN on packed weights reads them
-        at close to the memory's speed. This is what torch.compile's frozen graphs do.
+        For a single token torch's linear uses one thread in float32 and a slow path in bfloat16; oneDNN
+        on packed weights reads them at close to the memory's speed. This is what torch.compile's frozen
+        graphs do.
         """
-        if self.weight is not None:
+        if self.packed is None:
             self.packed = torch.ops.mkldnn._reorder_linear_weight(self.weight.detach(), 1)
-            self.weight = None
+            self.weight = nn.Parameter(self.weight.new_empty(0))
 
 
 class RMSNorm(nn.Module):
@@ -135,7 +150,7 @@ class RMSNorm(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention. The query, key and value projections are one matrix: one long read instead of three short ones."""
+    """Self-attention. The query, key and value projections are one matrix: one long read, not three short ones."""
 
     def __init__(self, config: ModelConfig, layer: int):
         super().__init__()
@@ -187,7 +202,7 @@ class MLP(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """One block: attention, then the MLP, each on a normalised copy and added back to the residual stream."""
+    """One block: attention, then the MLP, each on a normalized copy and added back to the residual stream."""
 
     def __init__(self, config: ModelConfig, layer: int):
         super().__init__()

@@ -42,7 +42,7 @@ GGUF_NAMES = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "
 
 
 def hf_name(gguf_name: str) -> str:
-    """`blk.3.attn_q.weight` -> `model.layers.3.self_attn.q_proj.weight`; an unknown name is returned as it is."""
+    """`blk.3.attn_q.weight` -> `model.layers.3.self_attn.q_proj.weight`; an unknown name stays as it is."""
     stem, _, kind = gguf_name.rpartition(".")
     if stem in GGUF_NAMES:
         return f"{GGUF_NAMES[stem]}.{kind}"
@@ -55,8 +55,9 @@ def hf_name(gguf_name: str) -> str:
 def unpermute(weight: Tensor, heads: int) -> Tensor:
     """Undo what llama.cpp's converter does to the rows of q_proj and k_proj.
 
-    It stores each head's rows as pairs (0, D/2), (1, D/2 + 1), ... because ggml rotates neighbors; we rotate row i with
-    row i + D/2 (see `layers.apply_rope`), so the rows go back to where Hugging Face had them.
+    It stores each head's rows as pairs (0, D/2), (1, D/2 + 1), ... because ggml rotates neighbors; we
+    rotate row i with row i + D/2 (see `layers.apply_rope`), so the rows go back to where Hugging Face had
+    them.
     """
     rows = weight.shape[0]
     return weight.reshape(heads, rows // heads // 2, 2, -1).transpose(1, 2).reshape(weight.shape)
@@ -86,7 +87,7 @@ class GGUFCheckpoint:
 
 
 class SafetensorsCheckpoint:
-    """A folder as Hugging Face's `save_pretrained` writes it: `config.json` and one or several .safetensors files."""
+    """A folder as Hugging Face's `save_pretrained` writes it: `config.json` and .safetensors files."""
 
     def __init__(self, path: Path):
         from safetensors import SafetensorError, safe_open
@@ -101,7 +102,9 @@ class SafetensorsCheckpoint:
             try:
                 opened = safe_open(file, framework="pt")
             except SafetensorError as error:
-                raise CheckpointError(f"{file.name} is no complete safetensors file ({error}); fetch it again.") from error
+                raise CheckpointError(
+                    f"{file.name} is no complete safetensors file ({error}); fetch it again."
+                ) from error
             self.where.update(dict.fromkeys(opened.keys(), opened))
 
     def names(self) -> set[str]:
@@ -118,7 +121,9 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise CheckpointError(f"There is no {path.name} in {path.parent}; a model's folder needs one.") from None
+        raise CheckpointError(
+            f"There is no {path.name} in {path.parent}; a model's folder needs one."
+        ) from None
     except ValueError as error:
         raise CheckpointError(f"{path} is not valid JSON ({error}).") from error
     if not isinstance(content, dict):
@@ -138,7 +143,8 @@ def fill(model: Decoder, checkpoint: Checkpoint) -> None:
     """Copy every tensor of the checkpoint into its place, converting to the model's dtype.
 
     Raises:
-        CheckpointError: a tensor is missing, has the wrong shape, or is there although the model has no place for it.
+        CheckpointError: a tensor is missing, has the wrong shape, or is there although the model has no
+        place for it.
     """
     given = checkpoint.names()
     weights = dict(model.named_weights())
@@ -148,27 +154,33 @@ def fill(model: Decoder, checkpoint: Checkpoint) -> None:
         known |= {"lm_head.weight"}
     if missing := sorted(weights.keys() - given):
         raise CheckpointError(
-            f"{checkpoint.path.name} lacks {len(missing)} of {len(weights)} tensors, the first is {missing[0]}."
+            f"{checkpoint.path.name} lacks {len(missing)} of {len(weights)} tensors, "
+            f"the first is {missing[0]}."
         )
     if extra := sorted(given - known):
         raise CheckpointError(
-            f"{checkpoint.path.name} holds {len(extra)} tensors that this {model.config.model_type} has no place for, "
-            f"the first is {extra[0]}; leaving them out would change what the model computes."
+            f"{checkpoint.path.name} holds {len(extra)} tensors that this {model.config.model_type} "
+            f"has no place for, the first is {extra[0]}; leaving them out would change what the model computes."
         )
     for name, target in weights.items():
         if (shape := checkpoint.shape(name)) != tuple(target.shape):
             raise CheckpointError(
-                f"{checkpoint.path.name}: {name} has the shape {shape}; the configuration asks for {tuple(target.shape)}."
+                f"{checkpoint.path.name}: {name} has the shape {shape}; "
+                f"the configuration asks for {tuple(target.shape)}."
             )
         target.copy_(checkpoint.tensor(name))
 
 
 def load_model(
-    checkpoint: Checkpoint, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32, pack: bool = False
+    checkpoint: Checkpoint,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    pack: bool = False,
 ) -> Decoder:
     """Build the decoder of a checkpoint on a device and fill it.
 
-    `pack=True` reorders the matrices for a CPU afterwards: faster, but the weights can no longer be read by name.
+    `pack=True` reorders the matrices for a CPU afterwards: faster, but the weights can no longer be read
+    by name.
 
     Raises:
         CheckpointError: the files do not fit the configuration; the message says where.
