@@ -16,6 +16,7 @@ import pytest
 from course_lib import parts
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+PYTHONPATH = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
 
 # Parts live inside course_lib only: the process that tries them puts the test's folder on its path.
 PROLOGUE = """
@@ -57,7 +58,7 @@ class Course:
         store = {
             "PARTS": mode,
             "COURSE_MINE": str(self.mine),
-            "PYTHONPATH": str(REPOSITORY),
+            "PYTHONPATH": PYTHONPATH,
         }
         return subprocess.run(
             [sys.executable, str(path)], env=os.environ | store, capture_output=True, text=True, timeout=60
@@ -204,7 +205,8 @@ def test_the_set_up_cell_may_import_from_the_very_module(course):
         "def add(a, b):\n    return below(a) + b",
         setup="from course_lib.classroom import answer, check\nfrom course_lib.room import below\n",
     )
-    script = "import sys\nfrom course_lib import room\nprint(room.add(1, 2), 'course_lib.classroom' in sys.modules)"
+    script = "import sys\nfrom course_lib import room\n"
+    script += "print(room.add(1, 2), 'course_lib.classroom' in sys.modules)"
     assert course.value(script) == "12 False"
 
 
@@ -284,9 +286,7 @@ def test_methods_have_super_and_private_names(course):
             return super().hello() + " " + self.__secret
         """,
     )
-    course.learner(
-        "Child.other", "@method_of(Child)\ndef other(self):\n    return __class__.__name__ + '!'"
-    )
+    course.learner("Child.other", "@method_of(Child)\ndef other(self):\n    return __class__.__name__ + '!'")
     script = """
     import pickle
     from course_lib import room
@@ -460,7 +460,8 @@ def test_a_broken_part_never_breaks_the_engine(course, fault):
     else:
         path.write_text(text)
     done = course.run(
-        "from course_lib import parts, room\nprint(room.TABLE['add'](1, 2), parts.owner('course_lib.room:add'))"
+        "from course_lib import parts, room\n"
+        "print(room.TABLE['add'](1, 2), parts.owner('course_lib.room:add'))"
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "3 reference"
@@ -550,7 +551,7 @@ def test_a_method_shown_as_a_function_is_attached_to_its_class():
 
 def test_a_real_part_runs_in_the_real_library(tmp_path):
     """The numerics room, with the learner's softmax in a store of its own."""
-    store = {"PARTS": "mine", "COURSE_MINE": str(tmp_path), "PYTHONPATH": str(REPOSITORY)}
+    store = {"PARTS": "mine", "COURSE_MINE": str(tmp_path), "PYTHONPATH": PYTHONPATH}
     cell = "def softmax(x, axis=-1):\n    return np.full_like(x, 0.125)\n"
     setup = "import numpy as np\nfrom course_lib.numerics import at_least_float32\n"
     script = f"""
