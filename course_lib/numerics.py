@@ -116,7 +116,6 @@ def cross_entropy(logits: Float[np.ndarray, "... vocab"], targets: Int[np.ndarra
         ValueError: targets doesn't have the shape of logits without its last axis, is empty, or
             holds an index outside 0..vocab-1 (NumPy would take -1 for the last entry, silently).
     """
-    logits, targets = np.asarray(logits), np.asarray(targets)
     vocab = logits.shape[-1]
     if targets.shape != logits.shape[:-1] or targets.size == 0:
         raise ValueError(f"logits {logits.shape} and targets {targets.shape} don't fit, or are empty")
@@ -124,7 +123,7 @@ def cross_entropy(logits: Float[np.ndarray, "... vocab"], targets: Int[np.ndarra
         raise ValueError(f"targets lie in {targets.min()}..{targets.max()}; expected 0..{vocab - 1}")
     chosen = np.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
     # -log softmax(logits)[target] = logsumexp(logits) - logits[target]: no probability is formed.
-    return float(np.mean(logsumexp(logits) - chosen, dtype=np.float64))
+    return float(np.mean(logsumexp(logits) - chosen))
 
 
 @exercise(day=1)
@@ -146,7 +145,7 @@ def perplexity(logprobs: Iterable[Float[np.ndarray, " tokens"]]) -> float:
     """
     total, count = 0.0, 0
     for document in logprobs:
-        total += float(np.sum(document, dtype=np.float64))  # float32 loses digits over many tokens
+        total += np.sum(document, dtype=np.float64)  # in float16 a long sum overflows
         count += len(document)
     if count == 0:
         raise ValueError("perplexity needs at least one token")
@@ -191,7 +190,7 @@ def sample_categorical(
     Args:
         probs: (..., vocab), none negative; each row is taken relative to its own sum, so a row
             that adds up to 0.9999 by rounding, or to 7, is as good as one that adds up to 1.
-        uniform: (...), one draw from [0, 1) a row.
+        uniform: (...), one draw from [0, 1) a row; for a single row a plain number will do.
 
     Returns:
         (...), integers in 0..vocab-1; never an index of probability 0.

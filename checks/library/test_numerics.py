@@ -82,7 +82,7 @@ def test_cross_entropy_equals_torch(shape, scale):
 
 
 @pytest.mark.parametrize(
-    "logits, targets",
+    ("logits", "targets"),
     [((3, 5), [0, 1]), ((2, 5), [0, 5]), ((2, 5), [-1, 0]), ((0, 5), []), ((2, 5), [[0], [1]])],
 )
 def test_cross_entropy_refuses(logits, targets):
