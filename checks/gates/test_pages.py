@@ -1,5 +1,6 @@
 """The pages tell the truth: links lead somewhere, generated parts are current, status is the files'."""
 
+import itertools
 import re
 import subprocess
 import sys
@@ -154,6 +155,35 @@ def test_the_palette_can_be_read_on_white():
     for name in ("INK", "BLUE", "ORANGE", "GREEN", "RED", "GREY"):
         contrast = 1.05 / (figures.luminance(getattr(figures, name)) + 0.05)
         assert contrast >= 3, f"{name} has a contrast of {contrast:.2f} on white; a line needs 3"
+
+
+# Linear RGB as a person without red, green or blue cones sees it (Machado, Oliveira & Fernandes, 2009).
+SEEN_BY = {
+    "everybody": [[1, 0, 0], [0, 1, 0], [0, 0, 1]],
+    "protanopes": [[0.152, 1.053, -0.205], [0.115, 0.786, 0.099], [-0.004, -0.048, 1.052]],
+    "deuteranopes": [[0.367, 0.861, -0.228], [0.280, 0.673, 0.047], [-0.012, 0.043, 0.969]],
+    "tritanopes": [[1.256, -0.077, -0.179], [-0.078, 0.931, 0.148], [0.005, 0.691, 0.304]],
+}
+
+
+def cielab(linear_rgb: np.ndarray) -> np.ndarray:
+    to_xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
+    xyz = to_xyz @ np.clip(linear_rgb, 0, 1) / to_xyz.sum(axis=1)
+    f = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116)
+    return np.array([116 * f[1] - 16, 500 * (f[0] - f[1]), 200 * (f[1] - f[2])])
+
+
+@pytest.mark.parametrize("eyes", SEEN_BY)
+def test_the_palette_stays_apart(eyes):
+    from matplotlib.colors import to_rgb
+
+    names = ("INK", "BLUE", "ORANGE", "GREEN", "RED", "GREY")
+    rgb = [np.array(to_rgb(getattr(figures, name))) for name in names]
+    linear = [np.where(c <= 0.04045, c / 12.92, ((c + 0.055) / 1.055) ** 2.4) for c in rgb]
+    seen = [cielab(np.array(SEEN_BY[eyes]) @ c) for c in linear]
+    for (one, here), (other, there) in itertools.combinations(zip(names, seen, strict=True), 2):
+        distance = np.linalg.norm(here - there)  # 2 is just noticed
+        assert distance > 12, f"{one} and {other} are {distance:.0f} apart for {eyes}"
 
 
 def test_cells_says_what_does_not_fit():
