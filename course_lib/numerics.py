@@ -13,7 +13,7 @@ from course_lib.parts import exercise
 
 
 def at_least_float32(x: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
-    """Widen float16 to float32 and integers to float64; float32 and float64 come back as they are."""
+    """Widen float16 to float32 and integers to float64; float32 and float64 stay as they are."""
     x = np.asarray(x)
     return x.astype(np.promote_types(x.dtype, np.float32), copy=False)
 
@@ -80,7 +80,7 @@ def logsumexp(x: Float[np.ndarray, "..."], axis: int = -1) -> Float[np.ndarray, 
     """
     x = at_least_float32(x)
     top = x.max(axis=axis, keepdims=True)
-    top = np.where(np.isfinite(top), top, 0)  # inf - inf is NaN: where the largest is infinite, no shift
+    top = np.where(np.isfinite(top), top, 0)  # inf - inf is NaN: no shift where top is infinite
     with np.errstate(divide="ignore"):  # log(0) is meant where everything is -inf
         return np.log(np.exp(x - top).sum(axis=axis)) + top.squeeze(axis)
 
@@ -118,9 +118,10 @@ def cross_entropy(logits: Float[np.ndarray, "... vocab"], targets: Int[np.ndarra
     """
     vocab = logits.shape[-1]
     if targets.shape != logits.shape[:-1] or targets.size == 0:
-        raise ValueError(f"logits {logits.shape} and targets {targets.shape} don't fit, or are empty")
-    if targets.min() < 0 or targets.max() >= vocab:
-        raise ValueError(f"targets lie in {targets.min()}..{targets.max()}; expected 0..{vocab - 1}")
+        raise ValueError(f"targets {targets.shape} don't fit logits {logits.shape}, or are empty")
+    low, high = targets.min(), targets.max()
+    if low < 0 or high >= vocab:
+        raise ValueError(f"targets lie in {low}..{high}; expected 0..{vocab - 1}")
     chosen = np.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
     # -log softmax(logits)[target] = logsumexp(logits) - logits[target]: no probability is formed.
     return float(np.mean(logsumexp(logits) - chosen))

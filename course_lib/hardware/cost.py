@@ -14,7 +14,13 @@ class MatmulCost(NamedTuple):
 
 
 @exercise(day=1)
-def matmul_cost(m: int, k: int, n: int, weight_bytes: float = 2, activation_bytes: float = 2) -> MatmulCost:
+def matmul_cost(
+    m: int,
+    k: int,
+    n: int,
+    weight_bytes: float = 2,
+    activation_bytes: float = 2,
+) -> MatmulCost:
     """FLOPs and bytes of (m, k) activations @ (k, n) weights -> (m, n) activations.
 
     Each of the m * n outputs takes k multiplications and, by custom, k additions. The bytes are
