@@ -24,7 +24,7 @@ os.environ |= {
     "HF_HUB_OFFLINE": "1",
     "PIP_NO_INDEX": "1",
     "PYTHONPATH": os.pathsep.join(filter(None, [str(NO_NETWORK), os.environ.get("PYTHONPATH")])),
-    # Programs that are not Python are sent to a port where nobody listens (and that Python ones are caught at).
+    # Programs that are not Python are sent to a port where nobody listens.
     **dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9"),
     **dict.fromkeys(("no_proxy", "NO_PROXY"), "localhost,127.0.0.1,::1"),
     "OMP_WAIT_POLICY": "PASSIVE",

@@ -11,7 +11,6 @@ import socket
 import sys
 from typing import Any
 
-
 NOBODY = ("127.0.0.1", 9)  # where conftest.py's proxy settings lead: whoever goes there wanted to go further
 
 

@@ -89,13 +89,13 @@ CATALOG = {
             files=(
                 File(
                     "corpus/train.txt",
-                    4577494,
-                    "f5eba39410647a9ad4805b17d7cc0c066def2d4206c84cf83f354edd38a3cd6d",
+                    4576572,
+                    "60190897c87a789a6f3e87c3f4a3635cd9e911068c547b86eb9e7153f1c818ec",
                 ),
                 File(
                     "corpus/valid.txt",
-                    206691,
-                    "b783e03ad5e0987421a96ed819862d3fc06ed57b4f9f9d0299b46f054bf772dc",
+                    206686,
+                    "7afb45d78455b7edfbeb88dbaed4f84754f5e26b6a4170659ea0d1ebf88c0552",
                 ),
             ),
             licence="public domain (the package: MIT)",

@@ -14,7 +14,19 @@ SPEAKER = re.compile(r"\*\*(.+?)\*\*\s*")
 ITALICS = re.compile(r"_([^_]*)_|(?<!\*)\*([^*]+)\*(?!\*)|^(\[[^\]_]*\])_", re.MULTILINE)
 PLAIN = str.maketrans({"—": "--", "’": "'", "‘": "'", "“": '"', "”": '"'})
 SLIPS = [  # where the edition's markup misleads: (as printed, as meant)
-    ("Senators, & C ", "\n**Senators**\n"),
+    (
+        "Do you hear, you minion? you'll let us in, I hope?  \nOF EPHESUS\n",
+        "Do you hear, you minion? you'll let us in, I hope?\n",
+    ),
+    ("\nBoth  \nVarro's Servants And ours", "\n**Both Varro's Servants**\nAnd ours"),
+    ("\nALL SERVING-MEN Here", "\n**ALL SERVING-MEN**\nHere"),
+    ("\nSenators, & C ", "\n**Senators**\n"),
+    ("\nCASSIO: Good", "\n**CASSIO**\nGood"),
+    ("\nANTONIO: Let", "\n**ANTONIO**\nLet"),
+    ("\nARIEL'S song.", "\n**ARIEL**"),
+    ("\nMaster-Gunner Sirrah", "\n**Master-Gunner**\nSirrah"),
+    ("\nTake, O, take those", "\n**Boy**\nTake, O, take those"),
+    ("\nO blessed breeding sun", "\n**TIMON**\nO blessed breeding sun"),
     ("SHALLOW & PAGE & & C", "SHALLOW & PAGE"),
     ("\nEnter FLAMINIUS.\n", "\n\n_Enter FLAMINIUS._\n"),
     ("_Burthen _[dispersedly, within_", "_Burthen, dispersedly, within_"),
@@ -22,7 +34,14 @@ SLIPS = [  # where the edition's markup misleads: (as printed, as meant)
     ("& c.", "&c."),
     ("__", "_"),
 ]
-NUMBERED = re.compile(r"\d+\. ")  # the order of a coronation, printed as a list: seen, not spoken
+# A name that the edition broke in two: its first half ends the speech before.
+BROKEN_NAME = re.compile(r"\n([A-Z][A-Z ]+|Ghosts?) *\n\n\*\*")
+# An epilogue is spoken by whoever is named in it, or by nobody in particular.
+EPILOGUE = re.compile(r"^#* *EPILOGUE *$", re.MULTILINE)
+# What follows a heading is a place, until somebody is named. Numbered lines are a procession: seen, not heard.
+HEADING = re.compile(r"#|\*\*Scene |SCENE ")
+PROCESSION = re.compile(r"\d+\. ")
+UNSPOKEN = {"SONG.", "THE SONG.", "DUMB SHOW.", "SPOKEN BY PROSPERO", "LOVE'S LABOURS LOST", "CYMBELINE"}
 
 
 def dialogue(markdown: str) -> str:
@@ -35,17 +54,21 @@ def dialogue(markdown: str) -> str:
     text = re.sub(r"\\(.)", r"\1", markdown.translate(PLAIN))
     for printed, meant in SLIPS:
         text = text.replace(printed, meant)
+    text = EPILOGUE.sub("**EPILOGUE**", BROKEN_NAME.sub(r"\n\n**\1 ", text))
     text = re.sub(r"\n(?=\*\*)", "\n\n", text)  # a speaker's name always opens a paragraph
+
     speeches: list[tuple[str, list[str]]] = []
+    somebody_speaks = False
     for paragraph in re.split(r"\n[ \t]*\n", text):
         paragraph = paragraph.strip()
-        if paragraph.startswith("#") or NUMBERED.match(paragraph):
+        if HEADING.match(paragraph):
+            somebody_speaks = False
             continue
         if named := SPEAKER.match(paragraph):
-            name = re.sub(r":(?= |$)", "", named[1].strip())
-            speeches.append((name, []))
+            somebody_speaks = True
+            speeches.append((re.sub(r":(?= |$)", "", named[1].strip()), []))
             paragraph = paragraph[named.end() :]
-        if speeches:
+        if somebody_speaks and not PROCESSION.match(paragraph):
             speeches[-1][1].extend(_spoken(paragraph))
     return "".join(f"{name}:\n" + "\n".join(lines) + "\n\n" for name, lines in speeches if lines)
 
@@ -60,4 +83,4 @@ def _spoken(paragraph: str) -> list[str]:
         return inside.strip("[] ") if inside.startswith("[") and (before + after).strip() else ""
 
     lines = (re.sub(r"[ \t]+", " ", line).strip() for line in ITALICS.sub(conjecture, paragraph).split("\n"))
-    return [line for line in lines if line]
+    return [line for line in lines if line and line not in UNSPOKEN]

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 from course_lib.assets.catalog import Asset
-from course_lib.assets.fetch import Progress as Report
+from course_lib.assets.store import Progress as Report
 
 
 @contextmanager
