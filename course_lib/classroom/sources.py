@@ -240,7 +240,8 @@ def wrap_answer(name: str, body: str) -> str:
     assert last.end_lineno is not None
     assert last.end_col_offset is not None
     lines = body.split("\n")
-    before = "\n".join([*lines[: last.lineno - 1], ""])
+    start = lines[last.lineno - 1].encode()[: last.col_offset].decode()  # ast counts columns in bytes
+    before = "\n".join([*lines[: last.lineno - 1], start])
     expression = ast.get_source_segment(body, last) or ""
     tail = lines[last.end_lineno - 1].encode()[last.end_col_offset :].decode()
     after = "\n".join([tail, *lines[last.end_lineno :]])
