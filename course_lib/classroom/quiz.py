@@ -29,7 +29,7 @@ def judge(exercise: Any, given: Any, evaluate: Callable[[str], Any]) -> None:
     if kind == "choice":
         value: Any = given.strip().lower() if isinstance(given, str) else given
         letters = ", ".join(exercise.options)
-        if value not in exercise.options:
+        if value not in list(exercise.options):
             raise wrong(
                 f"{show(given)} is not among the options: answer with one of the letters {letters}", given
             )

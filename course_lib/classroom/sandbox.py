@@ -21,6 +21,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from course_lib.classroom.lesson import root
+
 STATUSES = ("passed", "failed", "error", "timeout", "crashed", "memory")
 
 
@@ -76,7 +78,7 @@ class Sandbox:
     """
 
     def __init__(self, day: int):
-        self.day = day
+        self.day, self.root = day, root()
         self._process: subprocess.Popen[bytes] | None = None
         self._errors: Any = None
         self._lock = threading.Lock()
@@ -98,7 +100,7 @@ class Sandbox:
         environment = dict(os.environ) | {
             "PARTS": "reference",
             "PYTHONHASHSEED": "0",
-            "PYTHONUNBUFFERED": "1",
+            "COURSE_ROOT": str(self.root),
         }
         for name, value in {
             "OMP_NUM_THREADS": "1",

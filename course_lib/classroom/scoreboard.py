@@ -59,8 +59,8 @@ def render(report: DayReport, ascii_only: bool = False) -> RenderableType:
 def _line(exercise: ExerciseReport, ascii_only: bool) -> RenderableType:
     style = _STYLES[exercise.status]
     row = Table.grid(expand=True, padding=(0, 1))
-    row.add_column(width=2, no_wrap=True)
-    row.add_column(width=10, no_wrap=True)
+    row.add_column(width=1, no_wrap=True)
+    row.add_column(width=11, no_wrap=True)
     row.add_column(ratio=1, overflow="ellipsis", no_wrap=True)
     row.add_column(width=13, no_wrap=True)
     row.add_column(width=7, justify="right", no_wrap=True)

@@ -158,6 +158,8 @@ class Substitution:
     def _dispatch_method(self, attribute: str, *args: Any, **kwargs: Any) -> Any:
         self._guard()
         found = inspect.getattr_static(self.target, attribute, None)
+        if isinstance(found, classmethod) and args and args[0] is self.part.obj:
+            args = (self.target, *args[1:])
         for layer in _layers(found):
             if isinstance(layer, types.FunctionType):
                 return layer(*args, **kwargs)
