@@ -11,7 +11,7 @@ venv := .venv/bin
 ifneq (,$(filter check-day reset-day lessons,$(firstword $(MAKECMDGOALS))))
   argument := $(wordlist 2,2,$(MAKECMDGOALS))
   ifneq (,$(argument))
-    N ?= $(argument)
+    N := $(argument)
     .PHONY: $(argument)
     $(eval $(argument):;@:)
   endif
@@ -34,7 +34,7 @@ setup: ## install what the course needs into .venv
 start: setup ## open JupyterLab at the first unfinished day
 	@$(venv)/python -m course_lib.classroom start
 
-engine: setup ## chat with the model; PROMPT="…" for one answer, MODEL=file, PARTS=mine
+engine: setup ## chat with the model; PROMPT="…": one answer; MODEL=file; PARTS=mine
 	@$(venv)/python -m course_lib.engine $(if $(PROMPT),--prompt "$$PROMPT") $(if $(MODEL),--model "$$MODEL")
 
 check-day: setup ## grade a day: make check-day 5
@@ -43,13 +43,13 @@ check-day: setup ## grade a day: make check-day 5
 progress: setup ## the thirty days at a glance
 	@$(venv)/python -m course_lib.classroom progress
 
-reset-day: setup ## put a day's lesson back as it came, keeping a copy: make reset-day 5
+reset-day: setup ## put a day's lesson back as it came; keeps a copy
 	@$(venv)/python -m course_lib.classroom reset-day "$$N"
 
 update: setup ## get the newest version of the course around your work
 	@$(venv)/python -m course_lib.classroom update
 
-doctor: setup ## what works on this machine, and the mend for what doesn't
+doctor: setup ## what works on this machine, and the mend for the rest
 	@$(venv)/python -m course_lib.doctor
 
 data: setup ## fetch every model and text now, to work offline later

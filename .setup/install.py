@@ -43,7 +43,7 @@ TROUBLE = {
     r"No space left on device": (
         "The disk is full: the course needs about {disk:.0f} GB. Make room, then run `make` again."
     ),
-    r"NewConnectionError|name resolution|Network is unreachable|ProxyError|TimeoutError|Connection refused": (
+    r"after connection broken by|NewConnectionError|Network is unreachable|ProxyError|TimeoutError": (
         "The package index can't be reached. Set-up needs the network, once; what it has fetched is kept. "
         "When there is a network, run `make` again."
     ),
@@ -51,7 +51,9 @@ TROUBLE = {
         "The package index's certificate is not trusted here. Behind a proxy, tell pip its certificate: "
         "`pip config set global.cert FILE`."
     ),
-    r"No matching distribution found for (?P<what>\S+)": "No build of {what} was found for {system}.",
+    r"No matching distribution found for (?P<what>\S+)": (
+        "No build of {what} was found for {system}. If this machine is offline, that is why."
+    ),
 }
 PIP_STEP = re.compile(
     r"\s*(Collecting|Downloading|Using cached|Building|Installing)\s+(\S*)(?:.*(\([\d.]+ [kMG]B\)))?"

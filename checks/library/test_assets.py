@@ -262,7 +262,12 @@ def test_a_death_while_writing_leaves_no_half_file(tiny, index, tmp_path):
 def test_a_second_process_waits_and_does_not_download_again(tiny, tmp_path, monkeypatch):
     downloads = []
     real = store._download
-    monkeypatch.setattr(store, "_download", lambda *given: (downloads.append(given), real(*given)))
+
+    def download(*given):
+        downloads.append(given)
+        real(*given)
+
+    monkeypatch.setattr(store, "_download", download)
     for _ in range(2):
         store.fetch(tiny, tmp_path / "data")
     assert len(downloads) == 1

@@ -38,7 +38,7 @@ SLIPS = [  # where the edition's markup misleads: (as printed, as meant)
 BROKEN_NAME = re.compile(r"\n([A-Z][A-Z ]+|Ghosts?) *\n\n\*\*")
 # An epilogue is spoken by whoever is named in it, or by nobody in particular.
 EPILOGUE = re.compile(r"^#* *EPILOGUE *$", re.MULTILINE)
-# What follows a heading is a place, until somebody is named. Numbered lines are a procession: seen, not heard.
+# What follows a heading is a place, until somebody is named. Numbered lines are a procession: seen only.
 HEADING = re.compile(r"#|\*\*Scene |SCENE ")
 PROCESSION = re.compile(r"\d+\. ")
 UNSPOKEN = {"SONG.", "THE SONG.", "DUMB SHOW.", "SPOKEN BY PROSPERO", "LOVE'S LABOURS LOST", "CYMBELINE"}
