@@ -19,7 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
-from textwrap import indent
+from textwrap import fill, indent
 from typing import Any, ParamSpec
 
 from course_lib.classroom import drills, predictions, progress
@@ -27,6 +27,7 @@ from course_lib.classroom import lesson as lessons
 from course_lib.classroom.lesson import Exercise, Lesson
 
 P = ParamSpec("P")
+WIDTH = 92  # columns of a notebook's output on a laptop
 GREEN, RED, YELLOW, PLAIN = "\x1b[1;32m", "\x1b[1;31m", "\x1b[1;33m", "\x1b[0m"
 
 
@@ -49,9 +50,16 @@ def _sentences(function: Callable[P, None]) -> Callable[P, None]:
         except (Friendly, progress.ProgressError) as problem:
             if _building():
                 raise
-            print(problem)
+            _say(str(problem))
 
     return wrapped
+
+
+def _say(text: str) -> None:
+    """Print, with lines of prose wrapped: JupyterLab breaks long ones in the middle of a word."""
+    for line in text.split("\n"):
+        prose = len(line) > WIDTH and not line.startswith((" ", "\x1b"))
+        print(fill(line, WIDTH, break_long_words=False, break_on_hyphens=False) if prose else line)
 
 
 def _paint(color: str, text: str) -> str:
@@ -76,9 +84,7 @@ def _day() -> int | None:
 
 
 def _find(name: Any) -> tuple[Lesson, Exercise]:
-    """The exercise or question of that name, this notebook's before other days'. The last part of the name will
-    do.
-    """
+    """The exercise or question of that name, this day's before others'. Its last part will do."""
     if not isinstance(name, str):  # check(softmax) means check("softmax")
         name = getattr(name, "__name__", name)
     if not isinstance(name, str) or not name.strip():
@@ -274,7 +280,7 @@ def check(name: Any = None) -> None:
     if verdict.status in ("passed", "failed"):
         with progress.edit() as kept:
             progress.record_try(kept, exercise.name, lesson.day, verdict.status == "passed")
-    print(_verdict_text(lesson, exercise, cell, verdict, seconds))
+    _say(_verdict_text(lesson, exercise, cell, verdict, seconds))
 
 
 def _verdict(lesson: Lesson, exercise: Exercise, source: str) -> Any:
@@ -378,13 +384,13 @@ def hint(name: Any) -> None:
         kept["hints"][exercise.name] = min(shown + 1, len(hints))
         progress.touch(kept)
     if shown < len(hints):
-        print(f"Hint {shown + 1} of {len(hints)}, {exercise.name}\n\n{hints[shown].strip()}")
+        _say(f"Hint {shown + 1} of {len(hints)}, {exercise.name}\n\n{hints[shown].strip()}")
         if shown + 1 == len(hints):
-            print(f'\nThat was the last. If it does not help: solution("{exercise.name}", anyway=True).')
+            _say(f'\nThat was the last. If it does not help: solution("{exercise.name}", anyway=True).')
         return
     for number, text in enumerate(hints, 1):
-        print(f"Hint {number} of {len(hints)}, {exercise.name}\n\n{text.strip()}\n")
-    print(f'There are no more. If they do not help: solution("{exercise.name}", anyway=True).')
+        _say(f"Hint {number} of {len(hints)}, {exercise.name}\n\n{text.strip()}\n")
+    _say(f'There are no more. If they do not help: solution("{exercise.name}", anyway=True).')
 
 
 @_sentences
@@ -423,7 +429,7 @@ def answer(quiz: str, value: Any = ...) -> None:
             f'{exercise.name} is an exercise, not a question: write its cell, then check("{exercise.name}").'
         )
     if value is ...:
-        print(
+        _say(
             f"{_paint(YELLOW, 'not answered')}  {exercise.name}: put your answer in place of the "
             "dots, run the cell."
         )
@@ -437,7 +443,7 @@ def answer(quiz: str, value: Any = ...) -> None:
         progress.record_try(kept, exercise.name, lesson.day, right)
     if right:
         reason = exercise.options.get(str(value).strip().lower(), "")
-        print(
+        _say(
             f"{_paint(GREEN, 'right')}  {exercise.name}: {_shown(value)}" + (f". {reason}" if reason else "")
         )
         return
@@ -445,7 +451,7 @@ def answer(quiz: str, value: Any = ...) -> None:
         reason = f"the answer is {_wanted(exercise)}, and this is {type(value).__name__}"
     else:
         reason = verdict.reason
-    print(
+    _say(
         f"{_paint(RED, 'wrong')}  {exercise.name}: "
         f"{_shown(value)}\n{_sentence(reason)}\n{_next_hint(exercise)}".rstrip()
     )
@@ -497,7 +503,7 @@ def drill(topic: str = "shapes", value: Any = ...) -> None:
     ask = "What shape comes out?\n" if isinstance(question.answer, tuple | str) else ""
     call = f'Answer with drill("{topic}", (2, 3)); "error" if it does not work.'
     call = call if ask else f'Answer with drill("{topic}", 1024).'
-    print(
+    _say(
         f"Question {number}. {ask}\n{question.text}\n\n{call}"
         if ask
         else f"Question {number}.\n\n{question.text}\n\n{call}"
@@ -518,19 +524,19 @@ def _grade_drill(kept: dict[str, Any], state: dict[str, int], topic: str, value:
     state["best"] = max(state["best"], state["streak"])
     progress.touch(kept)
     if right:
-        print(
+        _say(
             f"{_paint(GREEN, 'right')}  {question.answer}. {state['streak']} in a row, best "
             f"{state['best']}.\n"
         )
     else:
-        print(f"{_paint(RED, 'wrong')}  {_shown(value)}; it is {question.answer}. {question.why}\n")
+        _say(f"{_paint(RED, 'wrong')}  {_shown(value)}; it is {question.answer}. {question.why}\n")
 
 
 @_sentences
 def predict(label: str, value: Any = ...) -> None:
     """Write down an estimate before the cell that measures: `predict("decode tok/s", 40)`."""
     if value is ...:
-        print(
+        _say(
             f"{_paint(YELLOW, 'no estimate yet')}  {label}: put a number in place of the dots. A "
             "guess is enough."
         )
@@ -542,7 +548,7 @@ def predict(label: str, value: Any = ...) -> None:
     with progress.edit() as kept:
         entry = kept["predictions"].get(key)
         if entry and entry["measured"] is not None:
-            print(
+            _say(
                 f"{label}: your first estimate, {predictions.say(entry['predicted'])}, stands; it "
                 "has been measured."
             )
@@ -555,7 +561,7 @@ def predict(label: str, value: Any = ...) -> None:
             "at": progress.now(),
         }
         progress.touch(kept)
-    print(f"{label}: you say {predictions.say(number)}. Now measure.")
+    _say(f"{label}: you say {predictions.say(number)}. Now measure.")
 
 
 @_sentences
@@ -583,7 +589,7 @@ def measured(label: str, value: Any) -> None:
         if entry["measured"] is None:
             entry["measured"] = number
             progress.touch(kept)
-    print(f"{label}: {predictions.verdict(entry['predicted'], number)}")
+    _say(f"{label}: {predictions.verdict(entry['predicted'], number)}")
 
 
 def _prediction_key(label: str) -> tuple[str, int]:
