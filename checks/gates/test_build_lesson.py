@@ -271,8 +271,8 @@ def test_the_small_day_reads_as_it_is_written():
     lines = (lesson.path).read_text().split("\n")
     for exercise in lesson.exercises.values():
         assert f'="{exercise.name}"' in lines[exercise.line - 1]
-        for piece in (*exercise.checks, *exercise.wrongs):
-            assert f'="{exercise.name}" says=' in lines[piece.line - 1]
+        for line in [c.line for c in exercise.checks] + [w.line for w in exercise.wrongs]:
+            assert f'="{exercise.name}" says=' in lines[line - 1]
 
 
 def test_an_option_may_run_over_several_lines(tmp_path):
@@ -333,7 +333,8 @@ def test_jupytext_reads_the_same_cells(day):
     for exercise in lesson.exercises.values():
         if exercise.home == lesson.day:
             ours += [exercise.body.strip(), (exercise.skeleton or "").strip()]
-            ours += [piece.source.strip() for piece in (*exercise.checks, *exercise.wrongs)]
+            ours += [check.source.strip() for check in exercise.checks]
+            ours += [wrong.source.strip() for wrong in exercise.wrongs]
     ours += [check.source.strip() for check in lesson.together]
     assert sorted(filter(None, theirs)) == sorted(filter(None, ours))
     assert notebook.metadata["day"] == lesson.day

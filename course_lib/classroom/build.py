@@ -40,7 +40,7 @@ from course_lib.classroom.lesson import (
     root,
 )
 from course_lib.classroom.sandbox import Job, Sandbox
-from course_lib.classroom.standard import problems
+from course_lib.classroom.standard import leaks, problems
 
 # What a kernel that builds must not take from the machine it runs on.
 FIXED_ENVIRONMENT = {
@@ -174,7 +174,9 @@ def _headed(lesson: Lesson, exercise: Exercise, before: str | None, line: int) -
 
 def _after_solution(exercise: Exercise) -> str:
     """What the solved notebook says below a solution: what the checks prove, and how it goes wrong."""
-    wrongs = [w for w in exercise.wrongs if "course_lib" not in w.source]  # delegating is no mistake to learn from
+    wrongs = [
+        w for w in exercise.wrongs if "course_lib" not in w.source
+    ]  # delegating is no mistake to learn from
     if exercise.kind == "quiz":
         # A quotation, so that the next question does not seem to belong to it.
         given = [f"`{w.source.strip()}`: " if exercise.options else "" for w in wrongs]
@@ -412,11 +414,15 @@ def _golden_outputs(lesson: Lesson, notebook: NotebookNode, cells: list[_Cell]) 
 # What must not be published
 
 
-def lint(notebook: NotebookNode, where: str, kind: str) -> list[str]:
-    """What is wrong with a built notebook. `kind`: "learner", "solved" or "checks"."""
+def lint(notebook: NotebookNode, where: str, kind: str, lines: dict[str, int] | None = None) -> list[str]:
+    """What is wrong with a built notebook. `kind`: "learner", "solved" or "checks".
+
+    `where` names the file. With `lines`, a line for each cell id, it is the lesson, and these are its lines.
+    """
     found: list[str] = []
     for number, cell in enumerate(notebook.cells, 1):
-        place = f"{where}, cell {number} ({cell.get('id', 'without id')})"
+        name = cell.get("id", "without id")
+        place = f"{where}:{lines[name]}: cell {name}" if lines else f"{where}: cell {number} ({name})"
         for marker in _MARKER.findall(cell.source):
             # nbval reads only the exact line; with more on it, the cell is silently not compared.
             if kind != "checks" or marker != CHECK_OUTPUT:
@@ -444,6 +450,7 @@ def _lint_output(output: NotebookNode) -> Iterator[str]:
         yield f"ends in an error: {output.ename}: {output.evalue}"
     if output.output_type == "stream" and output.name == "stderr":
         yield f"writes to stderr: {output.text.strip()[:200]!r}"
+        return  # a warning shows a path as well: one complaint is enough
     data = output.get("data", {})
     texts = [output.get("text", ""), *(v for k, v in data.items() if k.startswith("text/"))]
     for text in texts:
@@ -470,6 +477,9 @@ def make(day: int, execute: bool = True) -> Built:
         raise BuildError(short)
     folder = lesson.path.parent.name
     learner_cells, solved_cells = _learner_and_solved(lesson)
+    told = list(leaks(lesson, [(cell.kind, cell.name, cell.source) for cell in learner_cells]))
+    if told:
+        raise BuildError(told)
     notebooks = {("learner", Path("days", folder, "lesson.ipynb")): _notebook(lesson, learner_cells)}
     if execute:
         target = Path("solutions", folder, "lesson.ipynb")
@@ -483,8 +493,10 @@ def make(day: int, execute: bool = True) -> Built:
         notebooks["checks", Path("checks", f"day_{day:02d}.ipynb")] = checks
     found: list[str] = []
     files = {}
+    cells = {"learner": learner_cells, "solved": solved_cells, "checks": _checks(lesson)}
     for (kind, target), notebook in notebooks.items():
-        found += lint(notebook, str(target), kind)
+        lines = {slug(cell.name): cell.line for cell in cells[kind]}
+        found += lint(notebook, str(lesson.path), kind, lines)
         nbformat.validate(notebook)
         files[target] = nbformat.writes(notebook, version=4).rstrip("\n") + "\n"
     if found:

@@ -7,7 +7,7 @@ alone.
 
 import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from course_lib.classroom import sources
 from course_lib.classroom.lesson import SECTIONS, Exercise, Lesson, LessonError
@@ -15,6 +15,7 @@ from course_lib.classroom.sources import Located, Module, SourceError
 
 CORE_MINUTES = 75
 PROSE_WORDS = 5000
+CELL_WIDTH = 100  # characters that a notebook's column shows
 MIN_HINTS, MIN_CHECKS, MIN_WRONGS = 2, 1, 3
 CAPSTONE_DAYS = (27, 28, 29, 30)
 
@@ -23,7 +24,7 @@ def problems(lesson: Lesson) -> list[LessonError]:
     """Everything in which a lesson falls short of the standard, by line."""
     found = [*_sections(lesson), *_exercises(lesson), *_day(lesson), *_cells(lesson)]
     if not found:  # the rest reads the library, and would only repeat what is said above
-        found = list(_days_in_order(lesson))
+        found = [*_widths(lesson), *_days_in_order(lesson)]
     return sorted(found, key=lambda problem: problem.line)
 
 
@@ -148,6 +149,61 @@ def _cells(lesson: Lesson) -> Iterator[LessonError]:
                         f"{exercise.name} uses {name!r}, which the set-up cell does not have: import it here"
                     )
                     yield LessonError(lesson.path, line, text)
+
+
+def _widths(lesson: Lesson) -> Iterator[LessonError]:
+    """No cell that a learner reads runs out of its column."""
+    cells = [(b.source, b.line + 1, 1) for b in lesson.blocks if b.kind in ("code", "drill")]
+    for exercise in lesson.exercises.values():
+        if exercise.home == lesson.day:
+            for text in (sources.solved_source(exercise), sources.stub_source(exercise)):
+                cells.append((text, exercise.line, 0))  # their lines are not lesson.md's
+    for text, line, step in cells:
+        for number, row in enumerate(text.split("\n")):
+            if len(row) > CELL_WIDTH:
+                what = f"a line of {len(row)} characters, {CELL_WIDTH} fit: {row.strip()[:50]} …"
+                yield LessonError(lesson.path, line + number * step, what)
+
+
+def leaks(lesson: Lesson, cells: Iterable[tuple[str, str, str]]) -> Iterator[LessonError]:
+    """Lines of a solution that the learner's notebook shows: `cells` are its (kind, name, source).
+
+    In an exercise cell any such line counts, in a worked example a long one: short ones coincide. A broken
+    version shares with its own mended one what is not broken, but may not give away another exercise.
+    """
+    for exercise in lesson.exercises.values():
+        if exercise.kind == "quiz":
+            continue
+        secret = solution_lines(sources.solved_source(exercise))
+        for kind, name, source in cells:
+            if exercise.kind == "repair" and name == exercise.name:
+                continue
+            shown = {_bare(row) for row in source.split("\n")}
+            for row in sorted(secret & shown):
+                if kind == "exercise" or (kind != "prose" and len(row) > 40):
+                    text = f"the learner's cell {name} shows a line of the solution: {row}"
+                    yield LessonError(lesson.path, exercise.line, text)
+
+
+def solution_lines(source: str) -> set[str]:
+    """What the bodies of a solution say, line by line: no docstring, signature, comment or lone bracket."""
+    rows = source.split("\n")
+    body: set[int] = set()
+    heads: set[int] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            first = node.body[1:] if ast.get_docstring(node) is not None else node.body
+            for statement in first:
+                body |= set(range(statement.lineno, (statement.end_lineno or 0) + 1))
+            heads |= set(range(node.lineno, node.body[0].lineno))
+    found = {_bare(rows[i - 1]) for i in body - heads}
+    return {
+        row for row in found if len(re.findall(r"\w+", row)) >= 2 and not row.startswith(("import ", "from "))
+    }
+
+
+def _bare(row: str) -> str:
+    return row.split("  #")[0].split("# ")[0].strip()
 
 
 def _days_in_order(lesson: Lesson) -> Iterator[LessonError]:
