@@ -23,9 +23,9 @@ Pair = tuple[bytes, bytes]
 def pair_counts(words: Iterable[tuple[Sequence[bytes], int]]) -> Counter[Pair]:
     """Count the adjacent pairs of tokens in `words`.
 
-    Each word is `(tokens, n)`: a chunk of text cut into tokens, and how often that chunk occurs in the
-    corpus. Every adjacent position counts, overlapping ones too: three equal tokens in a row hold two
-    pairs. No pair reaches from one word into the next.
+    Each word is `(tokens, n)`: a chunk of text cut into tokens, and how often that chunk occurs in
+    the corpus. Every adjacent position counts, overlapping ones too: three equal tokens in a row
+    hold two pairs. No pair reaches from one word into the next.
 
     >>> pair_counts([([b"a", b"a", b"a"], 10), ([b"a", b"b"], 1)])
     Counter({(b'a', b'a'): 20, (b'a', b'b'): 1})
@@ -39,10 +39,10 @@ def pair_counts(words: Iterable[tuple[Sequence[bytes], int]]) -> Counter[Pair]:
 
 @exercise(day=5)
 def merge_pair(tokens: Sequence[bytes], pair: Pair) -> list[bytes]:
-    """Return `tokens` with every occurrence of `pair` replaced by the one token `pair[0] + pair[1]`.
+    """Return `tokens` with every occurrence of `pair` replaced by one token, `pair[0] + pair[1]`.
 
-    Goes from left to right; where occurrences overlap the first one wins, so merging (a, a) in a a a
-    gives aa a. The merged token is not looked at again. The input stays as it was.
+    Goes from left to right; where occurrences overlap the first one wins, so merging (a, a) in
+    a a a gives aa a. The merged token is not looked at again. The input stays as it was.
     """
     merged = []
     i = 0
@@ -60,13 +60,13 @@ def merge_pair(tokens: Sequence[bytes], pair: Pair) -> list[bytes]:
 def train_bpe(chunks: Mapping[bytes, int], vocab_size: int) -> list[Pair]:
     """Learn merges from a corpus and return them in the order in which they were made.
 
-    `chunks` maps each distinct chunk of the corpus to its number of occurrences. The vocabulary starts
-    as the 256 single bytes. Each round merges the most frequent pair; a tie goes to the smallest pair,
-    compared as bytes. Training ends when the vocabulary holds `vocab_size` tokens or no pair is left.
-    `ValueError` if `vocab_size` is below 256.
+    `chunks` maps each distinct chunk of the corpus to its number of occurrences. The vocabulary
+    starts as the 256 single bytes. Each round merges the most frequent pair; a tie goes to the
+    smallest pair, compared as bytes. Training ends when the vocabulary holds `vocab_size` tokens or
+    no pair is left. `ValueError` if `vocab_size` is below 256.
 
-    A round counts again only the words that hold the merged pair, so it costs what it changes and not
-    a pass over the corpus. Outdated heap entries stay where they are and are dropped when they come up.
+    A round counts again only the words that hold the merged pair, so it costs what it changes and
+    not a pass over the corpus. Outdated heap entries stay, and are dropped when they come up.
     """
     if vocab_size < 256:
         raise ValueError(f"vocab_size is {vocab_size}; the 256 single bytes alone need 256")
@@ -76,7 +76,7 @@ def train_bpe(chunks: Mapping[bytes, int], vocab_size: int) -> list[Pair]:
     for i, (tokens, _) in enumerate(words):
         for pair in pairwise(tokens):
             holders[pair].add(i)
-    heap = [(-count, pair) for pair, count in counts.items()]  # its smallest entry is the next merge
+    heap = [(-count, pair) for pair, count in counts.items()]  # the smallest is the next merge
     heapify(heap)
 
     vocab = {bytes([byte]) for byte in range(256)}
@@ -105,11 +105,11 @@ def train_bpe(chunks: Mapping[bytes, int], vocab_size: int) -> list[Pair]:
 
 @exercise(day=5)
 def encode_chunk(chunk: bytes, ranks: Mapping[Pair, int], ids: Mapping[bytes, int]) -> list[int]:
-    """Encode one chunk: merge the pair of lowest rank, the leftmost on a tie, until none has a rank.
+    """Encode one chunk: merge the pair of lowest rank, leftmost on a tie, until none has a rank.
 
-    `ranks` maps a pair of tokens to its rank (lower merges first), `ids` maps a token to its number in
-    the model's vocabulary. The two are unrelated: ids may start anywhere, have gaps, or run against the
-    ranks. `KeyError` if a token has no id. An empty chunk has no tokens.
+    `ranks` maps a pair of tokens to its rank (lower merges first), `ids` maps a token to its number
+    in the model's vocabulary. The two are unrelated: ids may start anywhere, have gaps, or run
+    against the ranks. `KeyError` if a token has no id. An empty chunk has no tokens.
     """
     tokens = [bytes([byte]) for byte in chunk]
     while len(tokens) > 1:
@@ -123,8 +123,8 @@ def encode_chunk(chunk: bytes, ranks: Mapping[Pair, int], ids: Mapping[bytes, in
 def encode_long_chunk(chunk: bytes, ranks: Mapping[Pair, int], ids: Mapping[bytes, int]) -> list[int]:
     """The same ids as `encode_chunk` in O(n log n) instead of O(n²) steps, for chunks of many bytes.
 
-    The tokens are a linked list over the chunk's positions and the candidate pairs wait in a heap, so
-    that a merge looks only at its two neighbors. An entry whose tokens have changed meanwhile is skipped.
+    The tokens are a linked list over the chunk's positions and the candidate pairs wait in a heap,
+    so that a merge looks only at its two neighbors. An entry whose tokens have changed is skipped.
     """
     end = len(chunk)
     tokens = [bytes([byte]) for byte in chunk]
@@ -152,7 +152,8 @@ def encode_long_chunk(chunk: bytes, ranks: Mapping[Pair, int], ids: Mapping[byte
 def decode(ids: Iterable[int], vocab: Mapping[int, bytes]) -> str:
     """Return the text of `ids`; `vocab` maps an id to its token's bytes.
 
-    The bytes are joined first and decoded once, because a character's bytes may be spread over several
-    tokens. What is not UTF-8 becomes U+FFFD, the replacement character. `KeyError` for an unknown id.
+    The bytes are joined first and decoded once, because a character's bytes may be spread over
+    several tokens. What is not UTF-8 becomes U+FFFD, the replacement character. `KeyError` for an
+    unknown id.
     """
     return b"".join(vocab[i] for i in ids).decode("utf-8", errors="replace")

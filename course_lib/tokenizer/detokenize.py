@@ -7,10 +7,11 @@ from course_lib.parts import exercise
 
 @exercise(day=5)
 class IncrementalDetokenizer:
-    """Turns token ids into text one at a time and holds back a character until all its bytes have come.
+    """Turns token ids into text, and holds back a character until all its bytes have come.
 
-    `vocab` maps an id to its token's bytes. Whatever the ids, the texts returned by all calls of `push`
-    and one `flush` join to `decode(ids, vocab)`: invalid bytes become U+FFFD exactly where they do there.
+    `vocab` maps an id to its token's bytes. Whatever the ids, the texts returned by all calls of
+    `push` and one `flush` join to `decode(ids, vocab)`: invalid bytes become U+FFFD exactly where
+    they do there.
     """
 
     def __init__(self, vocab: Mapping[int, bytes]) -> None:

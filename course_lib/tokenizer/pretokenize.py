@@ -32,7 +32,7 @@ def pretokenize_cl100k(text: str) -> list[str]:
 
 @exercise(day=5)
 def pretokenize_smollm(text: str) -> list[str]:
-    """Cut as SmolLM2 does, in two steps: each digit stands alone; GPT-2's pattern cuts what lies between.
+    """Cut as SmolLM2 does: each digit stands alone, then GPT-2's pattern cuts what lies between.
 
     A digit is a character of Unicode's categories N*. The chunks joined give the text back.
     """

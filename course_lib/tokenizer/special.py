@@ -8,10 +8,10 @@ from course_lib.parts import exercise
 
 @exercise(day=5)
 def split_special_tokens(text: str, special: Collection[str]) -> list[tuple[str, bool]]:
-    """Cut `text` at the special tokens into `(piece, is_special)` in order; joined they give the text.
+    """Cut `text` at the special tokens: `(piece, is_special)` in order. Joined they give the text.
 
-    Where several special tokens match at one place the longest wins. No piece is empty: an empty text
-    gives an empty list, and a text without special tokens is one ordinary piece.
+    Where several special tokens match at one place the longest wins. No piece is empty: an empty
+    text gives an empty list, and a text without special tokens is one ordinary piece.
     """
     if not special:
         return [(text, False)] if text else []
