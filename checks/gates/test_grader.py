@@ -68,7 +68,9 @@ def copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def check_day(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "course_lib.classroom.grade", *arguments]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(REAL_ROOT), os.environ.get("PYTHONPATH", "")])}
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(REAL_ROOT), os.environ.get("PYTHONPATH", "")])
+    }
     return subprocess.run(command, env=environment, capture_output=True, text=True)
 
 
@@ -101,7 +103,7 @@ def test_a_bad_day_is_a_sentence(text: str) -> None:
 # The proof can fail: weak, broken and leaking lessons are found out
 
 
-WEAK = '''---
+WEAK = """---
 jupyter:
   day: 1
   title: Weak
@@ -116,7 +118,7 @@ jupyter:
 CHECKS
 
 WRONGS
-'''
+"""
 WRONG = """```python wrong="numerics.softmax" says="it is the identity"
 def softmax(x, axis=-1):
     return x
@@ -151,7 +153,11 @@ ROWS = 'expect(softmax, rng(0).normal(size=(3, 5))).satisfies(lambda p: np.allcl
         (check_block(ROWS.replace("rng(0)", "np.random")), WRONG, "draw from rng(seed)"),
         (check_block("expect(softmax, np.zeros(3))"), WRONG, "the reference is reported"),
         (check_block(ROWS), WRONG.replace("return x", "return y"), "does not run: NameError"),
-        (check_block(ROWS), WRONG.replace("return x", "return np.exp(x) / np.exp(x).sum(axis, keepdims=True)"), "passed"),
+        (
+            check_block(ROWS),
+            WRONG.replace("return x", "return np.exp(x) / np.exp(x).sum(axis, keepdims=True)"),
+            "passed",
+        ),
     ],
 )
 def test_a_weak_lesson_is_found_out(
@@ -171,7 +177,9 @@ def test_a_sound_lesson_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_parts_of_later_days_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     late = "from course_lib.tokenizer import merge_pair\n" + ROWS
     weak_course(tmp_path, monkeypatch, check_block(late))
-    assert [text for _, text in prove.later_parts(load_lesson(1))] == ["uses course_lib.tokenizer.merge_pair, a part of day 5"]
+    assert [text for _, text in prove.later_parts(load_lesson(1))] == [
+        "uses course_lib.tokenizer.merge_pair, a part of day 5"
+    ]
 
 
 # The object that is checked
@@ -202,7 +210,9 @@ def test_the_library_uses_the_learners_part(small: Sandbox) -> None:
 
 def test_the_other_parts_are_the_references(small: Sandbox) -> None:
     """One broken part never fails another one's checks."""
-    assert checking.check_exercise(small, exercise("numerics.cross_entropy"), solved_source(exercise("numerics.cross_entropy"))).passed
+    assert checking.check_exercise(
+        small, exercise("numerics.cross_entropy"), solved_source(exercise("numerics.cross_entropy"))
+    ).passed
 
 
 @pytest.mark.parametrize(("how", "source"), prove.delegating(exercise("numerics.softmax")))
@@ -256,11 +266,18 @@ def test_forbidden_functions_are_caught_however_they_are_reached(small: Sandbox)
     ]:
         verdict = checking.check_exercise(small, exercise("numerics.softmax"), head + tail.format(call))
         assert "forbids" in verdict.reason, (head, verdict)
-    for source in ("softmax = 1", "def f(softmax):\n    return softmax(1)", "x.softmaxes()", "# scipy.special.softmax"):
+    for source in (
+        "softmax = 1",
+        "def f(softmax):\n    return softmax(1)",
+        "x.softmaxes()",
+        "# scipy.special.softmax",
+    ):
         assert substitute.forbidden_use(source, setup, ["scipy.special.softmax"]) == ""
     assert substitute.forbidden_use("sorted([2, 1])", setup, ["sorted"])
     assert substitute.forbidden_use("def sorted(x):\n    return x\nsorted([2, 1])", setup, ["sorted"]) == ""
-    assert substitute.forbidden_use("F.scaled_dot_product_attention(q)", setup, ["scaled_dot_product_attention"])
+    assert substitute.forbidden_use(
+        "F.scaled_dot_product_attention(q)", setup, ["scaled_dot_product_attention"]
+    )
     assert substitute.forbidden_use("np.linalg.norm(x)", setup, ["np.linalg"])
 
 
@@ -352,7 +369,12 @@ def test_a_check_in_the_notebook_answers_in_under_a_second(small: Sandbox) -> No
 def test_a_stub_is_told_apart_without_running() -> None:
     e = exercise("numerics.softmax")
     stub = stub_source(e)
-    for same_tree in (stub, stub + "\n\n# a comment\n", stub.replace("    raise", "\n    raise"), "%time\n" + stub):
+    for same_tree in (
+        stub,
+        stub + "\n\n# a comment\n",
+        stub.replace("    raise", "\n    raise"),
+        "%time\n" + stub,
+    ):
         assert checking.not_attempted(e, same_tree) == "the cell is as it was handed out"
     assert checking.not_attempted(e, "  \n# nothing\n") == "the cell is empty"
     for other in (stub + "\nx = 1", "def softmax(", solved_source(e)):
@@ -436,7 +458,9 @@ def test_answers(small: Sandbox, name: str, given_: str, passes: bool, reason: s
 
 
 def test_the_tolerance_of_a_number_has_two_sides() -> None:
-    e = SimpleNamespace(name="q", tolerance={"kind": "number", "rtol": 0.02}, body="100", wrongs=[], options={})
+    e = SimpleNamespace(
+        name="q", tolerance={"kind": "number", "rtol": 0.02}, body="100", wrongs=[], options={}
+    )
     for value in (98.1, 100, 101.9):
         quiz.judge(e, value, eval)
     for value in (97.9, 102.1, -100):
@@ -478,7 +502,11 @@ def test_same_accepts(got: Any, want: Any) -> None:
         ([1], np.array([1]), "expected an int64 array"),
         (np.zeros(3), np.zeros(3, dtype=int), "got dtype float64, expected int64"),
         (np.zeros((3, 1), int), np.zeros((3, 3), int), r"got shape \(3, 1\), expected \(3, 3\)"),
-        (np.array([1, 2, 4]), np.array([1, 2, 3]), r"1 of 3 values differ; the first at \[2\]: got 4, expected 3"),
+        (
+            np.array([1, 2, 4]),
+            np.array([1, 2, 3]),
+            r"1 of 3 values differ; the first at \[2\]: got 4, expected 3",
+        ),
         ({"a": 1}, {"a": 1, "b": 2}, "the key 'b' is missing"),
         ({"a": 1, "b": 2}, {"a": 1}, "the key 'b' should not be there"),
         ("a", b"a", "expected"),
@@ -642,7 +670,15 @@ def test_goldens_hold_no_floats() -> None:
 def test_which_checks_have_a_golden() -> None:
     for source in ("f(1)", "x", "len(x)", "[1, 2]", "expect(f, 1).value", "expect(f, 1).value.shape"):
         assert has_golden("a = 1\n" + source), source
-    for source in ("x = 1", "expect(f, 1).equals(2)", "same(1, 1)", "that(True, 'x')", "assert x", "import os", ""):
+    for source in (
+        "x = 1",
+        "expect(f, 1).equals(2)",
+        "same(1, 1)",
+        "that(True, 'x')",
+        "assert x",
+        "import os",
+        "",
+    ):
         assert not has_golden(source), source
 
 
@@ -678,7 +714,10 @@ def test_which_days_have_changed() -> None:
 
 def test_the_exit_status() -> None:
     def report(*statuses: tuple[str, bool]) -> grade.DayReport:
-        made = [grade.ExerciseReport(f"e{i}", "part", i, core, 5, status) for i, (status, core) in enumerate(statuses)]
+        made = [
+            grade.ExerciseReport(f"e{i}", "part", i, core, 5, status)
+            for i, (status, core) in enumerate(statuses)
+        ]
         return grade.DayReport(1, "t", Path("x"), made)
 
     passed, failed, idle = "passed", "failed", "not attempted"

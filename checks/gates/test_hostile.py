@@ -113,9 +113,17 @@ HOSTILE = {
         "segmentation fault",
     ),
     "abort": ("import os\ndef softmax(x, axis=-1):\n    os.abort()", "crashed", "an abort"),
-    "deep recursion": ("def softmax(x, axis=-1):\n    return softmax(x)", "failed", "calls itself without end"),
+    "deep recursion": (
+        "def softmax(x, axis=-1):\n    return softmax(x)",
+        "failed",
+        "calls itself without end",
+    ),
     "fork bomb": ("import os\ndef softmax(x, axis=-1):\n    while True: os.fork()", "failed", "32 processes"),
-    "fork that comes back": ("import os\ndef softmax(x, axis=-1):\n    os.fork()\n    return x", "failed", "differ"),
+    "fork that comes back": (
+        "import os\ndef softmax(x, axis=-1):\n    os.fork()\n    return x",
+        "failed",
+        "differ",
+    ),
     "threads left behind": (
         "import threading, time\ndef softmax(x, axis=-1):\n"
         "    for _ in range(20): threading.Thread(target=time.sleep, args=(1000,)).start()\n    return x",
@@ -139,7 +147,11 @@ HOSTILE = {
         "ended its process",
     ),
     "input()": ("def softmax(x, axis=-1):\n    return input()", "failed", "no keyboard"),
-    "wrong type": ("def softmax(x, axis=-1):\n    return str(x)", "failed", "got a str, expected a float64 array"),
+    "wrong type": (
+        "def softmax(x, axis=-1):\n    return str(x)",
+        "failed",
+        "got a str, expected a float64 array",
+    ),
     "nothing": ("def softmax(x, axis=-1):\n    pass", "failed", "got None"),
     "mutated input": (
         GOOD.replace("weights = np.exp", "x -= x.max(axis=axis, keepdims=True)\n    weights = np.exp"),
@@ -195,9 +207,14 @@ def test_a_hostile_cell_gets_a_verdict_within_seconds(sandbox: Sandbox, what: st
 
 
 def test_nothing_that_a_cell_starts_outlives_its_check(sandbox: Sandbox, tmp_path: Path) -> None:
-    source = HOSTILE["a daemon"][0].replace(
-        "time.sleep(1000)", f"open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid())); time.sleep(1000)"
-    ).replace("    return x", "    time.sleep(0.5); return x")
+    source = (
+        HOSTILE["a daemon"][0]
+        .replace(
+            "time.sleep(1000)",
+            f"open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid())); time.sleep(1000)",
+        )
+        .replace("    return x", "    time.sleep(0.5); return x")
+    )
     sandbox.run(Job("numerics.softmax", 1, source))
     pid = int((tmp_path / "pid").read_text())
     with pytest.raises(ProcessLookupError):
@@ -248,7 +265,9 @@ def test_spawned_children_say_the_same(course: Path, monkeypatch: pytest.MonkeyP
 
 def test_every_exercise_of_a_hostile_notebook_gets_its_own_verdict(course: Path) -> None:
     def markdown(cell: dict) -> dict:
-        return {k: v for k, v in cell.items() if k not in ("outputs", "execution_count")} | {"cell_type": "markdown"}
+        return {k: v for k, v in cell.items() if k not in ("outputs", "execution_count")} | {
+            "cell_type": "markdown"
+        }
 
     path = edited(
         course,
@@ -336,7 +355,9 @@ def test_cells_out_of_order_and_foreign_cells_do_not_matter(course: Path) -> Non
         ('{"cells": [], "metadata": {"course": {"day": 7}}}', "the notebook of day 7"),
     ],
 )
-def test_a_file_that_is_no_notebook_is_a_sentence(course: Path, tmp_path: Path, text: str, message: str) -> None:
+def test_a_file_that_is_no_notebook_is_a_sentence(
+    course: Path, tmp_path: Path, text: str, message: str
+) -> None:
     path = tmp_path / "lesson.ipynb"
     path.write_text(text, encoding="utf-8")
     with pytest.raises(grade.GradeError, match=message):
@@ -352,7 +373,12 @@ def test_bytes_that_are_no_text(course: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "cells",
-    ["[]", "[null, 5, {}]", '[{"cell_type": "code", "source": null, "metadata": []}]', '[{"metadata": {"course": 1}}]'],
+    [
+        "[]",
+        "[null, 5, {}]",
+        '[{"cell_type": "code", "source": null, "metadata": []}]',
+        '[{"metadata": {"course": 1}}]',
+    ],
 )
 def test_odd_cells_are_survived(course: Path, tmp_path: Path, cells: str) -> None:
     path = tmp_path / "lesson.ipynb"
@@ -361,7 +387,9 @@ def test_odd_cells_are_survived(course: Path, tmp_path: Path, cells: str) -> Non
     assert all("its cell is gone" in e.reason for e in report.exercises)
 
 
-@pytest.mark.parametrize(("text", "message"), [("0", "days 1 to 30"), ("31", "days 1 to 30"), ("-1", "days 1 to 30")])
+@pytest.mark.parametrize(
+    ("text", "message"), [("0", "days 1 to 30"), ("31", "days 1 to 30"), ("-1", "days 1 to 30")]
+)
 def test_days_that_are_not(course: Path, text: str, message: str) -> None:
     with pytest.raises(grade.GradeError, match=message):
         grade.parse_day(text)
@@ -400,12 +428,16 @@ def test_passed_parts_are_kept_and_the_day_recorded(course: Path) -> None:
 def test_parts_that_pass_alone_and_not_together_fail_the_day(course: Path) -> None:
     """A part may spoil another one: here by what it leaves in a module that both use."""
     tricky = GOOD.replace(
-        "    weights", "    import course_lib.numerics as n\n    n.at_least_float32.spoiled = True\n    weights", 1
+        "    weights",
+        "    import course_lib.numerics as n\n    n.at_least_float32.spoiled = True\n    weights",
+        1,
     )
     spoiled = solved_source(load_lesson(1).exercises["numerics.perplexity"]).replace(
         "    total, count", "    if hasattr(at_least_float32, 'spoiled'): return 0.0\n    total, count", 1
     )
-    path = edited(course, softmax=tricky, perplexity="from course_lib.numerics import at_least_float32\n\n" + spoiled)
+    path = edited(
+        course, softmax=tricky, perplexity="from course_lib.numerics import at_least_float32\n\n" + spoiled
+    )
     report = grade.grade_day(1, path, keep=False)
     assert all(e.status == "passed" for e in report.exercises), [(e.name, e.reason) for e in report.exercises]
     assert report.together
@@ -439,7 +471,10 @@ def with_golden(cell: dict) -> bool:
         (lambda c: c.update(outputs=[]), "without a recorded output"),
         (lambda c: c.update(source=source_of(c).replace("_OUTPUT", "_OUTPUT please")), "misreads the marker"),
         (lambda c: c.update(source=source_of(c).replace("# NBVAL", "#NBVAL")), "misreads the marker"),
-        (lambda c: c.update(source=source_of(c).replace("CHECK_OUTPUT", "IGNORE_OUTPUT")), "misreads the marker"),
+        (
+            lambda c: c.update(source=source_of(c).replace("CHECK_OUTPUT", "IGNORE_OUTPUT")),
+            "misreads the marker",
+        ),
         (lambda c: c.update(source=source_of(c).replace("# NBVAL_CHECK_OUTPUT\n", "")), "nothing compares"),
         (lambda c: c["metadata"].update(tags=["nbval-skip"]), "changes what nbval compares"),
         (lambda c: c["metadata"].update(tags=["raises-exception"]), "changes what nbval compares"),

@@ -337,12 +337,18 @@ def mutants_of(exercise: Exercise) -> list[Mutant]:
     return mutants(solved_source(exercise))
 
 
-def run_mutant(sandbox: Sandbox, exercise: Exercise, mutant: Mutant, seconds: float) -> Outcome:
-    """All checks of an exercise on a mutant, in one child, up to the first that fails."""
+def run_mutant(sandbox: Sandbox, exercise: Exercise, mutant: Mutant, limits: dict[int, float]) -> Outcome:
+    """All checks of an exercise on a mutant, in one child, up to the first that fails.
+
+    `limits`: seconds each check may take, for many mutants never end.
+    """
     goldens = {
         c.index: g for c in exercise.checks if (g := checking.golden(sandbox, exercise, c)) is not None
     }
-    return sandbox.run(Job(exercise.name, None, mutant.source, timeout=seconds, goldens=goldens))
+    seconds = sum(limits.values()) + 1.0
+    return sandbox.run(
+        Job(exercise.name, None, mutant.source, timeout=seconds, goldens=goldens, limits=limits)
+    )
 
 
 def prove_mutants(proof: Proof, lesson: Lesson, budget: float | None, processes: int = 2) -> None:
@@ -376,11 +382,12 @@ def prove_mutants(proof: Proof, lesson: Lesson, budget: float | None, processes:
     for sandbox in sandboxes:
         sandbox.start()
         pool.put(sandbox)
-    limits: dict[str, float] = {}
+    limits: dict[str, dict[int, float]] = {}
     for exercise in lesson.exercises.values():
         if exercise.kind in ("part", "repair"):
-            reference = run_mutant(sandboxes[0], exercise, Mutant("", solved_source(exercise)), 120.0)
-            limits[exercise.name] = 1.0 + 5.0 * reference.seconds
+            reference = check_exercise(sandboxes[0], exercise, solved_source(exercise))
+            times = {c.index: c.outcome.seconds for c in reference.checks if c.outcome is not None}
+            limits[exercise.name] = {index: 0.5 + 5.0 * seconds for index, seconds in times.items()}
 
     def attempt(item: tuple[Exercise, Mutant]) -> tuple[Exercise, Mutant, Outcome | None]:
         if end is not None and time.monotonic() > end:

@@ -39,6 +39,9 @@ class Job:
     timeout: float = 10.0
     together: Mapping[str, str] = field(default_factory=dict)  # cells of further parts to use, by exercise
     goldens: Mapping[int, str] = field(default_factory=dict)  # by check: the text its value must have
+    limits: Mapping[int, float] = field(
+        default_factory=dict
+    )  # by check: seconds it may take within `timeout`
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ import time
 import traceback
 import types
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -300,6 +301,28 @@ class Bench:
         return run_source(source, namespace, "<answer key>")
 
 
+class _TooLong(BaseException):
+    pass
+
+
+@contextlib.contextmanager
+def _limit_seconds(seconds: float | None) -> Iterator[None]:
+    """Interrupt Python code after so many seconds; code in C is left to the job's own deadline."""
+    if seconds is None:
+        yield
+        return
+
+    def stop(number: int, frame: Any) -> None:
+        raise _TooLong
+
+    signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+
 def run_job(day: "DayState", job: dict[str, Any]) -> dict[str, Any]:
     """Run one job to its end, in a process made for it. Returns the fields of an Outcome."""
     from course_lib.classroom import expect, substitute
@@ -315,7 +338,8 @@ def run_job(day: "DayState", job: dict[str, Any]) -> dict[str, Any]:
         stage = "check"
         indices = range(len(bench.exercise.checks) or 1) if job["check_index"] is None else [index]
         for index in indices:
-            value = bench.check(index)
+            with _limit_seconds(job["limits"].get(str(index))):
+                value = bench.check(index)
             if value is not None:
                 report["value"] = expect.golden_text(value)
             bench.compare(index, report.get("value"))
@@ -336,7 +360,7 @@ def _verdict(error: BaseException, stage: str) -> dict[str, Any]:
 
     if isinstance(error, expect.CheckFailure):
         cause = error.__cause__
-        if isinstance(cause, BaseException) and _out_of_memory(cause):
+        if isinstance(cause, BaseException) and (_out_of_memory(cause) or isinstance(cause, _TooLong)):
             return _verdict(cause, stage)
         fields = {
             name: str(getattr(error, name))
@@ -344,6 +368,9 @@ def _verdict(error: BaseException, stage: str) -> dict[str, Any]:
         }
         return {"status": "failed", **fields}
     name = type(error).__name__
+    if isinstance(error, _TooLong) or isinstance(error.__cause__, _TooLong):
+        text = f"no result in time{_at(error)}"
+        return {"status": "timeout", "kind": "timeout", "message": text, "fingerprint": "timeout"}
     if _out_of_memory(error):
         return {
             "status": "memory",
