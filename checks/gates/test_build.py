@@ -82,7 +82,17 @@ def test_a_rebuild_is_the_same_to_the_byte(course, built):
         assert text == built.files[target], target
         assert text == (course / target).read_text()
     assert build.stale(again) == []
-    assert build.build_all([], execute=True) == []
+
+
+def test_what_is_up_to_date_is_not_built_again(course, built, monkeypatch):
+    build._remember(1)
+    monkeypatch.setattr(build, "make", lambda *args: pytest.fail("built again"))
+    assert build.build_all() == []
+    with (course / SOLVED).open("a") as file:
+        file.write(" ")
+    with pytest.raises(pytest.fail.Exception, match="built again"):
+        build.build_all()
+    (course / SOLVED).write_text(built.files[SOLVED])
 
 
 def test_a_small_day_is_built_in_seconds(built):

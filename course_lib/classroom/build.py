@@ -15,6 +15,7 @@ import json
 import logging
 import os
 import re
+import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
@@ -35,6 +36,7 @@ from course_lib.classroom.lesson import (
     Lesson,
     LessonError,
     available_days,
+    find_day,
     load_lesson,
     predict_stub,
     root,
@@ -547,8 +549,51 @@ def is_pristine(notebook: NotebookNode | None) -> bool:
 
 
 def build_all(days: Iterable[int] | None = None, execute: bool = True) -> list[Path]:
-    """Build all days that have a lesson; returns the files that changed."""
-    return [path for day in days or available_days() for path in build_day(day, execute)]
+    """Build the days, or all that have a lesson, and return the files that changed.
+
+    Without `days`, one is skipped if neither its lesson, nor the library, nor what was built has changed since.
+    """
+    if days is not None:
+        return [path for day in days for path in build_day(day, execute)]
+    changed = []
+    for day in available_days():
+        if not _is_up_to_date(day):
+            changed += build_day(day, execute)
+            if execute:
+                _remember(day)
+    return changed
+
+
+def _state(day: int) -> str:
+    """A fingerprint of all that a day's notebooks are made of, and of the notebooks."""
+    lesson = load_lesson(day)
+    files = sorted(p for p in sources.LIBRARY.rglob("*.py") if parts.mine_folder() not in p.parents)
+    files += [find_day(e.home, lesson.path.parents[2]) / "lesson.md" for e in lesson.exercises.values()]
+    folder = lesson.path.parent.name
+    files += [root() / "days" / folder / "lesson.ipynb", lesson.path.with_suffix(".ipynb")]
+    files += [root() / "checks" / f"day_{day:02d}.ipynb", sources.LIBRARY.parent / "pyproject.toml"]
+    state = hashlib.sha256(sys.version.encode())
+    for path in files:
+        state.update(f"{path}\0".encode() + (path.read_bytes() if path.is_file() else b"") + b"\0")
+    return state.hexdigest()
+
+
+def _states() -> dict[str, str]:
+    try:
+        found = json.loads((root() / ".course" / "lessons.json").read_text(encoding="utf-8"))
+        return found if isinstance(found, dict) else {}
+    except (OSError, ValueError):
+        return {}
+
+
+def _is_up_to_date(day: int) -> bool:
+    return _states().get(str(day)) == _state(day)
+
+
+def _remember(day: int) -> None:
+    path = root() / ".course" / "lessons.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(_states() | {str(day): _state(day)}, indent=1) + "\n", encoding="utf-8")
 
 
 def differing(days: Iterable[int] | None = None) -> list[Path]:
