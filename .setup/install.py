@@ -174,6 +174,8 @@ def install(machine: Machine, key: str) -> None:
     wanted = project["dependencies"] + project["checks"] + ([] if no_mlx(machine) else project["mlx"])
     pip(show, machine, "packages", "install", "-c", str(CONSTRAINTS), *project["build"], *wanted)
     pip(show, machine, "course_lib", "install", "--no-deps", "--no-build-isolation", "-e", str(TOP))
+    if (TOP / ".git").exists():
+        show.step("notebooks", teach_git)
     show.step("check", lambda: check_torch(machine))
     if no_mlx(machine):
         show.line(f"  {'MLX':10} left out: {no_mlx(machine)}")
@@ -292,6 +294,16 @@ def pip_would_take_cuda(wanted: str) -> bool:
     except (ValueError, KeyError, IndexError):
         return True  # pip could not say: PyTorch's own index for the CPU is the safe choice
     return any(re.match(r"(nvidia|cuda)\b", need) for need in needs)
+
+
+def teach_git() -> str:
+    """Let a plain `git pull` merge a learner's notebook cell by cell. The course works without it."""
+    code = "from course_lib.classroom.update import install_merge_drivers as install; install()"
+    done = subprocess.run([str(PYTHON), "-c", code], cwd=TOP, capture_output=True, text=True, check=False)
+    if done.returncode:
+        log(done.stderr)
+        return "git could not be told how to merge them; use `make update`, not `git pull`"
+    return "git merges them cell by cell"
 
 
 TORCH_USES = """

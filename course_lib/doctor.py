@@ -227,7 +227,8 @@ def git() -> Finding:
     if not version:
         return Finding("git", "missing", "not installed, so `make update` can't work", "install git")
     if not driver:
-        return Finding("git", "missing", f"{version}; notebooks merge as plain text", "make update")
+        mend = "python3 .setup/install.py --force"
+        return Finding("git", "missing", f"{version}; notebooks merge as plain text", mend)
     return Finding("git", "ok", f"{version}; notebooks merge cell by cell")
 
 
