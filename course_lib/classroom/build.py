@@ -551,7 +551,7 @@ def is_pristine(notebook: NotebookNode | None) -> bool:
 def build_all(days: Iterable[int] | None = None, execute: bool = True) -> list[Path]:
     """Build the days, or all that have a lesson, and return the files that changed.
 
-    Without `days`, one is skipped if neither its lesson, nor the library, nor what was built has changed since.
+    Without `days`, one is skipped if its lesson, the library and what was built are the same as last time.
     """
     if days is not None:
         return [path for day in days for path in build_day(day, execute)]
