@@ -396,9 +396,9 @@ def hint(name: Any) -> None:
 @_sentences
 def solution(name: Any, anyway: bool = False) -> None:
     """Show the course's own solution: once yours has passed, or after all hints with `anyway=True`."""
-    _, exercise = _find(name)
+    lesson, exercise = _find(name)
     kept = progress.load() if not _building() else progress.new()
-    passed = exercise.name in progress.passed_names(kept)
+    passed = exercise.name in progress.passed_names(kept, lesson.day)
     left = len(exercise.hints) - kept["hints"].get(exercise.name, 0)
     if not passed and left > 0:
         hints = "1 hint is" if left == 1 else f"{left} hints are"

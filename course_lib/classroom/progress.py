@@ -35,16 +35,14 @@ def new() -> dict[str, Any]:
         "seed": secrets.randbits(32),
         # Local dates on which anything was checked, answered, predicted or graded, in order: the streak.
         "active": [],
-        # name -> {"day", "status": "passed|failed", "tries", "passed_at": ISO time of the first pass, or
-        # null}
+        # "5:tokenizer.decode" -> {"day", "name", "status": "passed|failed", "tries", "passed_at"}, where
+        # passed_at is the ISO time of the first pass, or null
         "exercises": {},
         # name -> how many hints have been shown
         "hints": {},
-        # day -> {"graded_at", "passed_at": first time all of it passed, or null, "seconds": of the last
-        # grading}
+        # "5" -> {"opened_at", "graded_at", "passed_at": when its core first passed, "seconds": the last grading's}
         "days": {},
-        # "5:decode tok/s" -> {"day", "label", "predicted", "measured", "at"}: the first estimate before a
-        # measurement
+        # "5:decode tok/s" -> {"day", "label", "predicted", "measured", "at"}: the first estimate
         "predictions": {},
         # topic -> {"asked", "right", "streak", "best"}
         "drills": {},
@@ -172,14 +170,23 @@ def touch(progress: dict[str, Any], today: date | None = None) -> None:
 
 def record_try(progress: dict[str, Any], name: str, day: int, passed: bool) -> None:
     """An exercise or question was tried: in the notebook, or in a grading."""
-    entry = progress["exercises"].setdefault(
-        name, {"day": day, "status": "failed", "tries": 0, "passed_at": None}
-    )
+    fresh = {"day": day, "name": name, "status": "failed", "tries": 0, "passed_at": None}
+    # By day as well: a warm-up asks again for a part of an earlier day.
+    entry = progress["exercises"].setdefault(f"{day}:{name}", fresh)
     entry["tries"] += 1
     entry["status"] = "passed" if passed else "failed"
     if passed and not entry["passed_at"]:
         entry["passed_at"] = now()
     touch(progress)
+
+
+def day_entry(progress: dict[str, Any], day: int) -> dict[str, Any]:
+    """What is kept about a day, made where there is nothing yet."""
+    fresh = {"opened_at": None, "graded_at": None, "passed_at": None, "seconds": 0.0}
+    entry: dict[str, Any] = progress["days"].setdefault(str(day), fresh)
+    for key, value in fresh.items():
+        entry.setdefault(key, value)
+    return entry
 
 
 def record_day(report: Any) -> None:
@@ -190,9 +197,7 @@ def record_day(report: Any) -> None:
         for verdict in report.exercises:
             if verdict.status in ("passed", "failed"):
                 record_try(progress, verdict.name, report.day, verdict.status == "passed")
-        entry = progress["days"].setdefault(
-            str(report.day), {"graded_at": None, "passed_at": None, "seconds": 0.0}
-        )
+        entry = day_entry(progress, report.day)
         entry["graded_at"] = now()
         entry["seconds"] = round(float(report.seconds), 2)
         if report.passed and not entry["passed_at"]:
@@ -211,9 +216,10 @@ def streak(progress: dict[str, Any], today: date | None = None) -> int:
     return count
 
 
-def passed_names(progress: dict[str, Any]) -> set[str]:
-    """Exercises and questions that have passed at least once."""
-    return {name for name, entry in progress["exercises"].items() if entry.get("passed_at")}
+def passed_names(progress: dict[str, Any], day: int | None = None) -> set[str]:
+    """Exercises and questions that have passed at least once: on any day, or on this one."""
+    entries = [entry for entry in progress["exercises"].values() if entry.get("passed_at")]
+    return {entry["name"] for entry in entries if day in (None, entry["day"])}
 
 
 def day_passed(progress: dict[str, Any], day: int) -> bool:
