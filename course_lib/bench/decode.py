@@ -52,28 +52,33 @@ class Race:
 
 
 def transformers_twin(config: ModelConfig, weights: dict[str, torch.Tensor], dtype: torch.dtype) -> Any:
-    """Transformers' own Llama with these weights, in evaluation mode."""
-    from transformers import LlamaConfig, LlamaForCausalLM
+    """Transformers' own Llama with these weights, ready to run; its `generate` never stops by itself."""
+    from transformers import LlamaForCausalLM
 
-    same_names = (
-        "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads "
-        "head_dim max_position_embeddings rms_norm_eps tie_word_embeddings attention_bias mlp_bias "
-        "bos_token_id"
-    )
-    theirs = LlamaConfig(
-        **{name: getattr(config, name) for name in same_names.split()},
-        rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
-        eos_token_id=list(config.eos_token_ids),
-    )
     with torch.device("meta"):
-        twin: Any = LlamaForCausalLM(theirs)
+        twin: Any = LlamaForCausalLM(transformers_config(config))
     # The weights are taken as they are, not copied; the rotary table is no weight and has to be computed.
     twin.load_state_dict(
         {name: weight.to(dtype) for name, weight in weights.items()}, strict=False, assign=True
     )
     twin.tie_weights()
-    twin.model.rotary_emb = type(twin.model.rotary_emb)(theirs)
+    twin.model.rotary_emb = type(twin.model.rotary_emb)(twin.config)
     return twin.eval()
+
+
+def transformers_config(config: ModelConfig) -> Any:
+    from transformers import LlamaConfig
+
+    same_names = (
+        "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads "
+        "head_dim max_position_embeddings rms_norm_eps tie_word_embeddings attention_bias mlp_bias"
+    )
+    return LlamaConfig(
+        **{name: getattr(config, name) for name in same_names.split()},
+        rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
+        bos_token_id=None,
+        eos_token_id=None,
+    )
 
 
 def race(
@@ -101,7 +106,6 @@ def race(
                 prompt,
                 attention_mask=torch.ones_like(prompt),
                 do_sample=False,
-                min_new_tokens=new_tokens,
                 max_new_tokens=new_tokens,
                 pad_token_id=0,
             )

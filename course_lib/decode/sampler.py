@@ -90,7 +90,7 @@ def keep_min_p(probs: Float[Tensor, "B V"], min_p: Float[Tensor, "B 1"]) -> Floa
 
 
 def draw(weights: Float[Tensor, "B V"], u: Float[Tensor, "B 1"]) -> Int64[Tensor, " B"]:
-    """Inverse-CDF sampling: the first token at which the running sum passes u times the total (not always 1)."""
+    """Inverse-CDF sampling: the first token at which the running sum passes u times the total."""
     running = weights.double().cumsum(-1)
     return torch.searchsorted(running, u * running[:, -1:], right=True).squeeze(1)
 

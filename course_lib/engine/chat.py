@@ -69,14 +69,17 @@ def main(
 
 def introduce(llm: "LLM") -> None:
     """Say what was chosen and why."""
-    console.print(
-        f"[bold]{escape(llm.name)}[/]: {llm.config.parameters / 1e6:.0f}M parameters, "
-        f"{llm.config.num_hidden_layers} layers, context {llm.config.max_position_embeddings}; ready in {time.perf_counter() - STARTED:.1f} s",
-        style="dim",
-    )
-    console.print("; ".join(llm.choice.lines()), style="dim")
-    if line := owners():
-        console.print(line, style="dim")
+    config = llm.config
+    facts = {
+        "model": f"{llm.name}: {config.parameters / 1e6:.0f}M parameters, {config.num_hidden_layers} layers",
+        **llm.choice.reasons(),
+        "parts": owners(),
+        "ready": f"after {time.perf_counter() - STARTED:.1f} s",
+    }
+    for name, fact in facts.items():
+        if fact:
+            console.print(f"{name:8}{escape(fact)}", style="dim", no_wrap=True, overflow="ellipsis")
+    console.print()
 
 
 def owners() -> str:
@@ -88,7 +91,7 @@ def owners() -> str:
     yours = sorted(
         part.name or part.qualname for key, part in parts.REGISTRY.items() if parts.owner(key) == "yours"
     )
-    return f"parts: {len(yours)} of {len(parts.REGISTRY)} yours" + (f" ({', '.join(yours)})" if yours else "")
+    return f"{len(yours)} of {len(parts.REGISTRY)} yours" + (f": {', '.join(yours)}" if yours else "")
 
 
 def answer(llm: "LLM", messages: Iterable[dict[str, str]], params: "SamplingParams") -> "Completion":
@@ -98,7 +101,7 @@ def answer(llm: "LLM", messages: Iterable[dict[str, str]], params: "SamplingPara
         show(stream)
     sys.stdout.write("\n")
     sys.stdout.flush()
-    console.print(statistics(stream.completion), style="dim")
+    console.print(statistics(stream.completion), style="dim", soft_wrap=True)
     return stream.completion
 
 
@@ -109,14 +112,13 @@ def show(stream: "Stream") -> None:
 
 
 def statistics(completion: "Completion") -> str:
-    reused = f" ({completion.reused} of them kept from before)" if completion.reused else ""
-    ending = {"stop": "", "length": "; cut at the token limit", "cancelled": "; stopped"}[
-        completion.finish_reason
-    ]
+    read = f"{completion.prompt_tokens - completion.reused} tokens"
+    kept = f" ({completion.reused} kept from before)" if completion.reused else ""
+    ending = {"stop": "", "length": "; token limit reached", "cancelled": "; stopped"}
     return (
-        f"{completion.prompt_tokens} tokens read{reused}, "
-        f"first token after {completion.time_to_first_token:.2f} s; "
-        f"{len(completion.token_ids)} tokens written at {completion.tokens_per_second:.1f} tokens/s{ending}"
+        f"read {read}{kept}, first token after {completion.time_to_first_token:.2f} s; "
+        f"wrote {len(completion.token_ids)} at {completion.tokens_per_second:.1f} tokens/s"
+        f"{ending[completion.finish_reason]}"
     )
 
 

@@ -29,10 +29,15 @@ class Choice:
         """Whether matrices are reordered for oneDNN, which the x86 builds of torch use on CPUs."""
         return self.device.type == "cpu" and torch.backends.mkldnn.is_available()
 
-    def lines(self) -> list[str]:
-        name = str(self.dtype).removeprefix("torch.")
-        lines = [f"device {self.device} ({self.device_why})", f"numbers {name} ({self.dtype_why})"]
-        return lines + ([f"threads {self.threads} ({self.threads_why})"] if self.device.type == "cpu" else [])
+    def reasons(self) -> dict[str, str]:
+        """What was chosen and why, for the start lines."""
+        reasons = {
+            "device": f"{self.device}: {self.device_why}",
+            "numbers": f"{str(self.dtype).removeprefix('torch.')}: {self.dtype_why}",
+        }
+        if self.device.type == "cpu":
+            reasons["threads"] = f"{self.threads}: {self.threads_why}"
+        return reasons
 
 
 def choose(
@@ -89,5 +94,5 @@ def choose_dtype(dtype: str, device: torch.device, machine: Machine) -> tuple[to
     if device.type == "mps":
         return torch.float16, "half the bytes, on every Apple GPU"
     if fast := [name for name in FAST_BFLOAT16 if name in machine.vector_sets]:
-        return torch.bfloat16, f"half the bytes to read a token, and this processor has {fast[0]}"
+        return torch.bfloat16, f"half the bytes to read, and this processor has {fast[0]}"
     return torch.float32, "this processor has no bfloat16 instructions"

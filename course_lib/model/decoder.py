@@ -27,11 +27,7 @@ class Decoder(nn.Module):
         self.lm_head = Linear(config.hidden_size, config.vocab_size)
         if config.tie_word_embeddings:
             self.lm_head.weight = self.embed_tokens
-        cos, sin = rope_table(config.max_position_embeddings, config.head_dim, config.rope_theta)
-        self.register_buffer("cos", cos.to(self.embed_tokens), persistent=False)
-        self.register_buffer("sin", sin.to(self.embed_tokens), persistent=False)
-        self.cos: Tensor
-        self.sin: Tensor
+        self.cos = self.sin = torch.empty(0, config.head_dim // 2)
 
     @property
     def device(self) -> torch.device:
@@ -59,7 +55,7 @@ class Decoder(nn.Module):
                 f"{start + new} tokens do not fit: "
                 f"the model has {self.config.max_position_embeddings} positions."
             )
-        cos, sin = self.cos[start : start + new], self.sin[start : start + new]
+        cos, sin = self.rotations(start, start + new)
         x = F.embedding(ids, self.embed_tokens)  # (B, T, C)
         for layer in self.layers:
             x = layer(x, cos, sin, cache)
@@ -67,8 +63,17 @@ class Decoder(nn.Module):
             cache.advance(new)
         return self.lm_head(self.norm(x[:, -logits_to_keep:]))
 
+    def rotations(self, start: int, end: int) -> tuple[Float[Tensor, "T half"], Float[Tensor, "T half"]]:
+        """Cosines and sines of positions start to end - 1. The table grows by doubling, as texts do."""
+        if end > len(self.cos):
+            length = min(max(end, 2 * len(self.cos), 512), self.config.max_position_embeddings)
+            with torch.inference_mode(False):  # what a first answer computes, training may use later
+                cos, sin = rope_table(length, self.config.head_dim, self.config.rope_theta)
+                self.cos, self.sin = cos.to(self.embed_tokens.data), sin.to(self.embed_tokens.data)
+        return self.cos[start:end], self.sin[start:end]
+
     def named_weights(self) -> Iterator[tuple[str, Tensor]]:
-        """Every weight as (Hugging Face's name, tensor); parts of a fused matrix are views, to be written to."""
+        """Every weight as (Hugging Face's name, tensor); parts of a fused matrix are views of it."""
         yield "model.embed_tokens.weight", self.embed_tokens.data
         for index, layer in enumerate(self.layers):
             assert isinstance(layer, DecoderLayer)

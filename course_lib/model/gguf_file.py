@@ -126,7 +126,11 @@ def read_gguf(path: str | Path) -> GGUFFile:
         sizes = [reader.scalar("Q", name) for _ in range(dimensions)]
         entries.append((name, tuple(reversed(sizes)), reader.scalar("I", name), reader.scalar("Q", name)))
 
-    alignment = int(metadata.get("general.alignment", 32)) or 1
+    alignment = metadata.get("general.alignment", 32)
+    if not isinstance(alignment, int) or alignment < 1:
+        raise CheckpointError(
+            f"{path.name} gives the alignment {alignment!r}; expected a whole number from 1 up."
+        )
     start = -(-reader.at // alignment) * alignment
     raw = torch.frombuffer(mapped, dtype=torch.uint8)
     tensors = {}

@@ -32,7 +32,7 @@ def rms_norm(
 def rope_table(
     positions: int, head_dim: int, theta: float
 ) -> tuple[Float[Tensor, "T half"], Float[Tensor, "T half"]]:
-    """Cosines and sines of the angles t * theta^(-2i / head_dim) by which position t turns pair i, radians."""
+    """Cosines and sines of the angles t * theta^(-2i / head_dim) by which position t turns pair i."""
     frequencies = theta ** -(torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)  # (D/2,)
     angles = torch.arange(positions, dtype=torch.float32)[:, None] * frequencies  # (T, D/2)
     return angles.cos(), angles.sin()
@@ -150,7 +150,7 @@ class RMSNorm(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention. The query, key and value projections are one matrix: one long read, not three short ones."""
+    """Self-attention. Query, key and value projections are one matrix: one long read, not three short."""
 
     def __init__(self, config: ModelConfig, layer: int):
         super().__init__()

@@ -1,6 +1,7 @@
 """From files to a running decoder: GGUF, or a local folder with `config.json` and safetensors."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -160,7 +161,7 @@ def fill(model: Decoder, checkpoint: Checkpoint) -> None:
     if extra := sorted(given - known):
         raise CheckpointError(
             f"{checkpoint.path.name} holds {len(extra)} tensors that this {model.config.model_type} "
-            f"has no place for, the first is {extra[0]}; leaving them out would change what the model computes."
+            f"has no place for, the first is {extra[0]}; without them it would compute something else."
         )
     for name, target in weights.items():
         if (shape := checkpoint.shape(name)) != tuple(target.shape):
@@ -185,7 +186,14 @@ def load_model(
     Raises:
         CheckpointError: the files do not fit the configuration; the message says where.
     """
-    with torch.inference_mode():
+    # A damaged configuration must not make us build a model of 10^15 numbers before we notice.
+    held = sum(math.prod(checkpoint.shape(name)) for name in checkpoint.names())
+    if checkpoint.config.parameters > 2 * held:
+        raise CheckpointError(
+            f"The configuration of {checkpoint.path.name} describes {checkpoint.config.parameters:,} weights; "
+            f"its files hold {held:,}."
+        )
+    with torch.no_grad():
         previous = torch.get_default_dtype()
         torch.set_default_dtype(dtype)
         try:
