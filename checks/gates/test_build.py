@@ -149,6 +149,16 @@ def test_the_learner_gets_stubs_and_checks(notebooks):
     assert all(not c.get("outputs") and c.get("execution_count") is None for c in learner.cells)
 
 
+def test_the_notebooks_open_with_day_title_and_summary(notebooks):
+    opening = (
+        "# Day 1: A small day\n\nA whole lesson in little, for the gates of the builder and the grader.\n\n"
+    )
+    opening += "About 30 minutes · 5 exercises · 8 questions\n\n"
+    assert notebooks[LEARNER].cells[0].source.startswith(opening + "*Run the cells from top to bottom")
+    assert notebooks[SOLVED].cells[0].source.startswith(opening + "*This is the solved lesson")
+    assert "(../../days/day_01_small/lesson.ipynb)" in notebooks[SOLVED].cells[0].source
+
+
 def test_headings_number_the_exercises(notebooks):
     prose = [c.source for c in notebooks[LEARNER].cells if c.cell_type == "markdown"]
     headings = [line for text in prose for line in text.split("\n") if line.startswith("### Exercise")]
@@ -391,6 +401,7 @@ def test_a_broken_version_may_not_give_away_another_exercise(edited):
 
 # A lesson that falls short of the standard: an edit of the small day, and what is said.
 SHORTCOMINGS = {
+    "a title of its own": ("## 1. Where you are", "# Title\n\n## 1. Where you are", "the front matter"),
     "a section is missing": ("## 4. Math\n", "", "expected `## 4. Math` here"),
     "a section has another name": ("## 4. Math\n", "## 4. Mathematics\n", "expected `## 4. Math` here"),
     "sections in another order": ("## 4. Math\n", "## 5. Code\n", "expected `## 4. Math` here"),

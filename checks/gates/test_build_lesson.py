@@ -261,8 +261,8 @@ def test_the_small_day_reads_as_it_is_written():
     assert softmax.forbid == ["scipy.special.softmax"]
     assert [len(softmax.hints), len(softmax.checks), len(softmax.wrongs)] == [2, 3, 3]
     assert [c.index for c in softmax.checks] == [0, 1, 2]
-    repair = lesson.exercises["day01.repair_softmax"]
-    assert (repair.kind, repair.number, repair.part) == ("repair", 5, "numerics.softmax")
+    repair = lesson.exercises["day01.repair_log_softmax"]
+    assert (repair.kind, repair.number, repair.part) == ("repair", 5, "numerics.log_softmax")
     assert repair.body.startswith("def failing_input")
     quiz = lesson.exercises["day01.larger"]
     assert quiz.options == {"a": "exp(-1)", "b": "exp(1)", "c": "exp(0)"}

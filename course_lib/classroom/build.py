@@ -121,6 +121,26 @@ def digest(source: str) -> str:
 # Headings and lines around exercises
 
 
+_WHAT_TO_DO = (
+    "*Run the cells from top to bottom and fill in the exercises. `make check-day {day}` grades the day; what "
+    "passes becomes part of your engine.*"
+)
+_WHAT_THIS_IS = (
+    "*This is the solved lesson, with its output and figures. The one to work in is "
+    "[days/{folder}](../../days/{folder}/lesson.ipynb).*"
+)
+
+
+def _title(lesson: Lesson) -> str:
+    """The opening of both notebooks: the day, what it is about and what it asks for."""
+    asked = [e for e in lesson.exercises.values() if e.kind in ("part", "repair", "kernel")]
+    core = sum(e.core for e in asked)
+    questions = sum(e.kind == "quiz" for e in lesson.exercises.values())
+    counts = f"{len(asked)} exercises" + (f", {core} core" if core < len(asked) else "")
+    facts = f"About {lesson.minutes} minutes · {counts} · {questions} questions"
+    return f"# Day {lesson.day}: {lesson.title}\n\n{lesson.summary.strip()}\n\n{facts}"
+
+
 def _minutes(exercise: Exercise) -> str:
     return f"{exercise.minutes} minute{'s' if exercise.minutes != 1 else ''}"
 
@@ -201,6 +221,10 @@ def _learner_and_solved(lesson: Lesson) -> tuple[list[_Cell], list[_Cell]]:
     both = (learner, solved)
     setup = sources.setup_source(lesson)
 
+    for cells, tail in ((learner, _WHAT_TO_DO), (solved, _WHAT_THIS_IS)):
+        text = f"{_title(lesson)}\n\n{tail.format(day=lesson.day, folder=lesson.path.parent.name)}"
+        cells.append(_Cell("prose", "title", text, 1))
+
     def add_setup(line: int) -> None:
         if not any(cell.kind == "setup" for cell in learner):
             for cells in both:
@@ -250,7 +274,7 @@ def _add_exercise(
         text += f"; there are {count}." if count > 1 else "."
         learner.append(_Cell("check", f"{exercise.name}-check", text, block.line))
     after = _after_solution(exercise)
-    if after:
+    if after and exercise.kind != "warmup":  # its first day has said it
         solved.append(_Cell("prose", f"{exercise.name}-notes", after, block.line))
 
 

@@ -22,10 +22,17 @@ CAPSTONE_DAYS = (27, 28, 29, 30)
 
 def problems(lesson: Lesson) -> list[LessonError]:
     """Everything in which a lesson falls short of the standard, by line."""
-    found = [*_sections(lesson), *_exercises(lesson), *_day(lesson), *_cells(lesson)]
+    found = [*_title(lesson), *_sections(lesson), *_exercises(lesson), *_day(lesson), *_cells(lesson)]
     if not found:  # the rest reads the library, and would only repeat what is said above
         found = [*_widths(lesson), *_days_in_order(lesson)]
     return sorted(found, key=lambda problem: problem.line)
+
+
+def _title(lesson: Lesson) -> Iterator[LessonError]:
+    for block in lesson.blocks:
+        if block.kind == "prose" and re.match(r"# ", block.source):
+            text = "the title comes from the front matter: a lesson's own headings start with ##"
+            yield LessonError(lesson.path, block.line, text)
 
 
 def _sections(lesson: Lesson) -> Iterator[LessonError]:
