@@ -171,12 +171,18 @@ def install(machine: Machine, key: str) -> None:
 
     project = read_project()
     install_torch(project["torch"], machine, show)
-    wanted = project["dependencies"] + project["checks"] + ([] if no_mlx(machine) else project["mlx"])
+    # torch once more, for the packages that it needs itself.
+    wanted = [project["torch"], *project["dependencies"], *project["checks"]]
+    wanted += [] if no_mlx(machine) else project["mlx"]
     pip(show, machine, "packages", "install", "-c", str(CONSTRAINTS), *project["build"], *wanted)
     pip(show, machine, "course_lib", "install", "--no-deps", "--no-build-isolation", "-e", str(TOP))
     if (TOP / ".git").exists():
         show.step("notebooks", teach_git)
     show.step("check", lambda: check_torch(machine))
+    fit = subprocess.run([str(PYTHON), "-m", "pip", "check"], capture_output=True, text=True, check=False)
+    if fit.returncode:
+        log(fit.stdout)
+        show.line(f"  {'note':10} some packages do not fit together: {fit.stdout.splitlines()[0]}")
     if no_mlx(machine):
         show.line(f"  {'MLX':10} left out: {no_mlx(machine)}")
 
