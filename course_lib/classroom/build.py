@@ -122,8 +122,8 @@ def digest(source: str) -> str:
 
 
 _WHAT_TO_DO = (
-    "*Run the cells from top to bottom and fill in the exercises. `make check-day {day}` grades the day; what "
-    "passes becomes part of your engine.*"
+    "*Run the cells from top to bottom and fill in the exercises. `make check-day {day}` grades the day; "
+    "what passes becomes part of your engine.*"
 )
 _WHAT_THIS_IS = (
     "*This is the solved lesson, with its output and figures. The one to work in is "
