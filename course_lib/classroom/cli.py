@@ -3,6 +3,7 @@
 Exit status: 0 done, 1 not passed or not up to date, 2 a request that makes no sense.
 """
 
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -45,7 +46,7 @@ def parse_day(text: str, command: str) -> int:
     word = text.strip()
     if not word:
         raise WrongDay(f"which day? For example: make {command} {days[0] if days else 1}")
-    word = word.lower().removeprefix("day").strip(" _-")
+    word = re.sub(r"^day[ _-]*", "", word.lower())
     if word in NUMBERS:
         raise WrongDay(f'"{text}" is written as a number here: make {command} {NUMBERS.index(word) + 1}')
     try:

@@ -40,7 +40,7 @@ def new() -> dict[str, Any]:
         "exercises": {},
         # name -> how many hints have been shown
         "hints": {},
-        # "5" -> {"opened_at", "graded_at", "passed_at": when its core first passed, "seconds": the last grading's}
+        # "5" -> {"opened_at", "graded_at", "passed_at": first time, "seconds": of the last grading}
         "days": {},
         # "5:decode tok/s" -> {"day", "label", "predicted", "measured", "at"}: the first estimate
         "predictions": {},
