@@ -305,7 +305,7 @@ def test_choice_of_dtype_and_device():
 # The terminal
 
 COMMAND = [sys.executable, "-m", "course_lib.engine"]
-SHORT = ["--dtype", "fp32", "--max-tokens", "200", "--threads", "1"]
+SHORT = ["--device", "cpu", "--dtype", "fp32", "--max-tokens", "200", "--threads", "1"]
 
 
 def test_one_answer_to_a_pipe(path):
@@ -350,8 +350,9 @@ def test_conversation_in_a_terminal(path):
     )
     try:
         chat.expect("> ")
-        chat.sendline("My name is Ada. Remember it. Now say only: hello")
-        chat.expect("tokens/s")
+        chat.sendline("What is the capital of France?")
+        chat.expect("The capital of France is Paris.")
+        chat.expect("read 37 tokens, .* tokens/s")
         chat.expect("> ")
         chat.sendline("Write a very long story about the sea, at least a thousand words.")
         chat.expect("the sea, at least a thousand words.")
@@ -359,15 +360,20 @@ def test_conversation_in_a_terminal(path):
         chat.kill(signal.SIGINT)
         chat.expect(r"wrote \d+ at .* tokens/s; stopped")
         chat.expect("> ")
-        chat.sendline("What is my name?")
-        chat.expect(r"kept from before")
-        assert "Ada" in chat.before
+        chat.sendline("Go on, in five words.")
+        chat.expect(r"read (\d+) tokens \((\d+) kept from before\)")
+        new, kept = int(chat.match[1]), int(chat.match[2])
+        assert kept > 37 + 8 and new < kept  # both earlier turns are in the prompt, and were not read again
         chat.expect("> ")
         chat.sendline("/reset")
         chat.expect("Forgotten")
         chat.expect("> ")
         chat.sendline("/what")
         chat.expect("There is no command /what")
+        chat.expect("> ")
+        chat.sendline("What is the capital of France?")
+        chat.expect(r"read (\d+) tokens \((\d+) kept from before\)")
+        assert int(chat.match[1]) + int(chat.match[2]) == 37
         chat.expect("> ")
         chat.sendline("/exit")
         chat.expect(pexpect.EOF)

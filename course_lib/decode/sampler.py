@@ -118,6 +118,8 @@ class Sampler:
         def column(values: Sequence[float], dtype: torch.dtype = torch.float32) -> Tensor:
             return torch.tensor(values, dtype=dtype, device=logits.device)[:, None]
 
+        if logits.device.type == "mps":  # Metal has no float64, which the running sum needs
+            logits = logits.cpu()
         probs = torch.softmax(logits.float() / column([p.temperature or 1.0 for p in self.params]), dim=-1)
         if any(p.top_k for p in self.params):
             probs = keep_top_k(probs, [p.top_k for p in self.params])
@@ -127,4 +129,5 @@ class Sampler:
             probs = keep_min_p(probs, column([p.min_p for p in self.params]))
         u = [uniform(p.seed or 0, position) for p, position in zip(self.params, positions, strict=True)]
         drawn = draw(probs, column(u, torch.float64))
-        return torch.where(torch.tensor([p.greedy for p in self.params], device=logits.device), best, drawn)
+        greedy = torch.tensor([p.greedy for p in self.params], device=logits.device)
+        return torch.where(greedy, best.to(logits.device), drawn)

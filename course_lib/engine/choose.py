@@ -1,6 +1,7 @@
 """Device, number format and threads: chosen from what the machine is, and said aloud."""
 
 import os
+import platform
 from dataclasses import dataclass
 
 import torch
@@ -26,8 +27,9 @@ class Choice:
 
     @property
     def pack(self) -> bool:
-        """Whether matrices are reordered for oneDNN, which the x86 builds of torch use on CPUs."""
-        return self.device.type == "cpu" and torch.backends.mkldnn.is_available()
+        """Whether matrices are reordered for oneDNN, the library behind torch's fast paths on x86."""
+        on_x86 = platform.machine() in ("x86_64", "AMD64")
+        return self.device.type == "cpu" and on_x86 and torch.backends.mkldnn.is_available()
 
     def reasons(self) -> dict[str, str]:
         """What was chosen and why, for the start lines."""
@@ -73,7 +75,7 @@ def choose_device(device: str) -> tuple[torch.device, str]:
     if available["cuda"]:
         return torch.device("cuda"), torch.cuda.get_device_name()
     if available["mps"]:
-        return torch.device("mps"), "the Apple GPU, through Metal"
+        return torch.device("cpu"), "as a rule; --device mps takes the Apple GPU"
     return torch.device("cpu"), "no GPU that torch can use"
 
 

@@ -190,8 +190,8 @@ def load_model(
     held = sum(math.prod(checkpoint.shape(name)) for name in checkpoint.names())
     if checkpoint.config.parameters > 2 * held:
         raise CheckpointError(
-            f"The configuration of {checkpoint.path.name} describes {checkpoint.config.parameters:,} weights; "
-            f"its files hold {held:,}."
+            f"The configuration of {checkpoint.path.name} describes "
+            f"{checkpoint.config.parameters:,} weights; its files hold {held:,}."
         )
     with torch.no_grad():
         previous = torch.get_default_dtype()
