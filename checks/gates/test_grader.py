@@ -1,4 +1,4 @@
-"""The grader can be trusted: for every exercise of every day, and because the proof itself is seen to fail."""
+"""The grader can be trusted: for every exercise of every day, and because the proof is seen to fail."""
 
 import os
 import shutil
@@ -138,7 +138,9 @@ def weak_course(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, checks: str, wr
     monkeypatch.setenv("COURSE_ROOT", str(tmp_path))
 
 
-ROWS = 'expect(softmax, rng(0).normal(size=(3, 5))).satisfies(lambda p: np.allclose(p.sum(-1), 1), "rows sum to 1")'
+ROWS = (
+    "expect(softmax, rng(0).normal(size=(3, 5))).satisfies(lambda p: np.allclose(p.sum(-1), 1), 'sums to 1')"
+)
 
 
 @pytest.mark.parametrize(
@@ -229,8 +231,10 @@ def test_delegation_is_no_solution(small: Sandbox, how: str, source: str) -> Non
         "from course_lib.numerics import log_softmax\ndef logsumexp(x, axis=-1):\n"
         "    return (x - log_softmax(x, axis)).max(axis)",
         # in a thread, where the learner's function is not on the stack
-        "import threading\nfrom course_lib.numerics import logsumexp as _r\ndef logsumexp(x, axis=-1):\n    out = []\n"
-        "    t = threading.Thread(target=lambda: out.append(_r(x, axis)))\n    t.start(); t.join()\n    return out[0]",
+        "import threading\nfrom course_lib.numerics import logsumexp as _r\n"
+        "def logsumexp(x, axis=-1):\n    out = []\n"
+        "    t = threading.Thread(target=lambda: out.append(_r(x, axis)))\n"
+        "    t.start(); t.join()\n    return out[0]",
         # the code object, kept before the checks begin
         "import types, course_lib.numerics as n\n_code = n.logsumexp.__code__\n"
         "def logsumexp(x, axis=-1):\n    return types.FunctionType(_code, vars(n))(x, axis)",
@@ -239,7 +243,8 @@ def test_delegation_is_no_solution(small: Sandbox, how: str, source: str) -> Non
         "    return parts.REGISTRY['course_lib.numerics:logsumexp'].reference(x, axis)",
         # a fresh copy of the module
         "import importlib.util, sys\ndef logsumexp(x, axis=-1):\n"
-        "    spec = importlib.util.find_spec('course_lib.numerics')\n    m = importlib.util.module_from_spec(spec)\n"
+        "    spec = importlib.util.find_spec('course_lib.numerics')\n"
+        "    m = importlib.util.module_from_spec(spec)\n"
         "    spec.loader.exec_module(m)\n    return m.logsumexp(x, axis)",
         # the lesson's own text
         "import course_lib.classroom.lesson as l\ndef logsumexp(x, axis=-1):\n"
@@ -334,8 +339,9 @@ def replaced_in_place() -> None:
     with pytest.raises(substitute.DelegationError):
         _Library(1)
     source = (
-        "class _Library:\n    def __init__(self, value): self.value = 10 * value\n    def double(self): return 'mine'\n"
-        "    @property\n    def half(self): return 'my half'\n    @classmethod\n    def make(cls): return cls(1)\n"
+        "class _Library:\n    def __init__(self, value): self.value = 10 * value\n"
+        "    def double(self): return 'mine'\n    @property\n    def half(self): return 'my half'\n"
+        "    @classmethod\n    def make(cls): return cls(1)\n"
         "    @staticmethod\n    def name(): return 'me'\n"
     )
     namespace: dict[str, Any] = {"__name__": "__main__"}

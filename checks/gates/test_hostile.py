@@ -1,4 +1,4 @@
-"""Whatever a learner's notebook does, each exercise gets its own right verdict, and its neighbors are still graded."""
+"""Whatever a learner's notebook does, each exercise gets its own verdict, and its neighbors are graded."""
 
 import json
 import os
@@ -12,7 +12,7 @@ import pytest
 
 from course_lib import parts
 from course_lib.classroom import build, checking, grade, nbval_plugin
-from course_lib.classroom.lesson import load_lesson
+from course_lib.classroom.lesson import Exercise, load_lesson
 from course_lib.classroom.sandbox import Job, Sandbox
 from course_lib.classroom.sources import solved_source
 
@@ -183,8 +183,8 @@ HOSTILE = {
         "Odd",
     ),
     "equality that lies": (
-        "class Yes:\n    shape = (2,)\n    def __eq__(self, other): return True\n    def __array__(self, *a, **k):"
-        " return np.zeros(2)\ndef softmax(x, axis=-1):\n    return Yes()",
+        "class Yes:\n    shape = (2,)\n    def __eq__(self, other): return True\n"
+        "    def __array__(self, *a, **k): return np.zeros(2)\ndef softmax(x, axis=-1):\n    return Yes()",
         "failed",
         "expected a float64 array",
     ),
@@ -227,7 +227,10 @@ def test_what_was_printed_before_a_crash_is_kept(sandbox: Sandbox) -> None:
 
 
 def test_files_of_a_check_stay_in_a_folder_that_goes_away(sandbox: Sandbox) -> None:
-    source = "import os\ndef softmax(x, axis=-1):\n    open('mine', 'w').write('x')\n    raise ValueError(os.getcwd())"
+    source = (
+        "import os\ndef softmax(x, axis=-1):\n    open('a', 'w').write('x')\n"
+        "    raise ValueError(os.getcwd())"
+    )
     first = sandbox.run(Job("numerics.softmax", 1, source))
     folder = first.message.partition("ValueError: ")[2].split()[0]
     assert folder.endswith("cwd")
@@ -275,7 +278,7 @@ def test_every_exercise_of_a_hostile_notebook_gets_its_own_verdict(course: Path)
         logsumexp="def logsumexp(x, axis=-1):\n    import os\n    os._exit(1)",
         perplexity="def perplexity(:",
         cross_entropy=lambda cell: [],
-        repair_softmax=markdown,
+        repair_log_softmax=markdown,
         half='answer("day01.half", undefined_name)',
         log_ten='answer("day01.log_ten", 3.3219)',
     )
@@ -290,8 +293,8 @@ def test_every_exercise_of_a_hostile_notebook_gets_its_own_verdict(course: Path)
     assert "not valid Python" in found["perplexity"].reason
     assert found["cross_entropy"].status == "not attempted"
     assert "its cell is gone" in found["cross_entropy"].reason
-    assert found["repair_softmax"].status == "not run"
-    assert "Markdown cell" in found["repair_softmax"].reason
+    assert found["repair_log_softmax"].status == "not run"
+    assert "Markdown cell" in found["repair_log_softmax"].reason
     assert found["half"].status == "failed"
     assert "undefined_name" in found["half"].reason
     assert found["log_ten"].reason == "that is the logarithm to base 2"
@@ -411,12 +414,19 @@ def test_a_day_without_a_lesson(course: Path) -> None:
 # What passed is kept
 
 
+def lesson_parts() -> list[Exercise]:
+    return [e for e in load_lesson(1).exercises.values() if e.kind == "part"]
+
+
+REPAIRED = ["numerics.log_softmax"]  # no exercise asks for it, so the mended one is the learner's version
+
+
 def test_passed_parts_are_kept_and_the_day_recorded(course: Path) -> None:
     from course_lib.classroom import progress
 
     path = edited(course, perplexity="def perplexity(logprobs):\n    return 1.0")
     report = grade.grade_day(1, path)
-    assert report.kept == ["numerics.softmax", "numerics.logsumexp", "numerics.cross_entropy"]
+    assert report.kept == [e.name for e in lesson_parts() if e.name != "numerics.perplexity"] + REPAIRED
     assert not (parts.mine_folder() / "numerics.perplexity.py").exists()
     assert "numerics.softmax" in json.loads((parts.mine_folder() / "index.json").read_text())
     names = progress.passed_names(progress.load())

@@ -120,7 +120,7 @@ def golden(sandbox: Sandbox, exercise: Exercise, check: Check) -> str | None:
 
     Taken from checks/day_NN.ipynb if that was built from the same source, else made by running the reference.
     """
-    from course_lib.classroom.expect import has_golden
+    from course_lib.classroom.goldens import has_golden
 
     if not check.source or not has_golden(check.source):
         return None

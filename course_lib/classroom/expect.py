@@ -11,7 +11,6 @@ for a `(3, 3)` one. Every failure carries three short texts: what was *given*, w
 *got*.
 """
 
-import ast
 import copy
 import hashlib
 import re
@@ -19,6 +18,8 @@ from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
+
+from course_lib.classroom.goldens import has_golden
 
 
 class Tolerance(NamedTuple):
@@ -29,7 +30,7 @@ class Tolerance(NamedTuple):
 
 
 # The one table of tolerances. The absolute part shrinks with the data: probabilities over a vocabulary are of
-# size 1e-5, and an absolute 1e-5 would accept anything. It never grows: one -1e9 of a mask must not excuse the rest.
+# size 1e-5, and an absolute 1e-5 would accept anything. It never grows: a mask's -1e9 excuses nothing.
 TOLERANCES: dict[str, Tolerance] = {
     "float64": Tolerance(1e-7, 1e-9),
     "float32": Tolerance(1e-5, 1e-6),
@@ -235,21 +236,6 @@ def _plain_key(key: Any) -> Any:
 def golden_text(value: Any) -> str:
     """The one-line text of a golden, as it stands in checks/day_NN.ipynb."""
     return repr(plain(value))
-
-
-def has_golden(source: str) -> bool:
-    """Whether a check's last statement is an expression whose value is recorded (not an expectation, which
-    has none).
-    """
-    body = ast.parse(source).body
-    if not body or not isinstance(body[-1], ast.Expr):
-        return False
-    node: ast.AST = body[-1].value
-    while isinstance(node, (ast.Call, ast.Attribute)):
-        if isinstance(node, ast.Attribute) and node.attr == "value":
-            return True  # expect(f, x).value.shape
-        node = node.func if isinstance(node, ast.Call) else node.value
-    return not (isinstance(node, ast.Name) and node.id in ("expect", "same", "close", "that", "print"))
 
 
 def fingerprint(value: Any) -> str:
@@ -667,3 +653,16 @@ def end_check() -> None:
 
 
 NAMES: dict[str, Any] = {"expect": expect, "same": same, "close": close, "that": that, "rng": rng, "np": np}
+
+__all__ = [
+    "NAMES",
+    "TOLERANCES",
+    "CheckFailure",
+    "close",
+    "expect",
+    "has_golden",
+    "plain",
+    "rng",
+    "same",
+    "that",
+]

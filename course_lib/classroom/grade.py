@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from course_lib import parts
-from course_lib.classroom import checking, nbval_plugin
+from course_lib.classroom import checking, goldens
 from course_lib.classroom import lesson as lessons
 from course_lib.classroom.checking import (
     FAILED,
@@ -277,7 +277,7 @@ def run_checks(day: int, cells: dict[str, str]) -> tuple[list[dict[str, Any]], s
     path = checking.checks_notebook(day)
     if not path.is_file():
         raise GradeError(f"{path} is not there: `make lessons` builds it")
-    problems = nbval_plugin.lint(path)
+    problems = goldens.lint(path)
     if problems:
         raise GradeError("the checks of this day cannot be trusted: " + "; ".join(problems[:3]))
     with tempfile.TemporaryDirectory(prefix="course-grade-") as folder:
@@ -312,7 +312,7 @@ def run_checks(day: int, cells: dict[str, str]) -> tuple[list[dict[str, Any]], s
 
 
 def verdicts_of(
-    exercise: Exercise, records: Iterable[dict[str, Any]], goldens: dict[Any, Any]
+    exercise: Exercise, records: Iterable[dict[str, Any]], recorded: dict[Any, Any]
 ) -> ExerciseVerdict:
     """Join what the magic found out with what nbval made of it: a check has passed only if both say so."""
     found: dict[int, dict[str, Any]] = {}
@@ -325,7 +325,7 @@ def verdicts_of(
         outcome = Outcome(**record["outcome"]) if "outcome" in record else None
         agreed = record.get("nbval") == "passed"
         if outcome is not None and outcome.passed and not agreed:
-            want = goldens.get((exercise.name, check.index), ("", ""))[1]
+            want = recorded.get((exercise.name, check.index), ("", ""))[1]
             if "nbval" not in record or outcome.value == want:
                 outcome = None  # the checks' own process broke; nothing is known
             else:
@@ -369,9 +369,9 @@ def grade_day(day: int, notebook: Path | None = None, keep: bool = True) -> DayR
     together = ""
     if cells:
         records, _ = run_checks(day, cells)
-        goldens = checking.recorded_goldens(checking.checks_notebook(day))
+        recorded = checking.recorded_goldens(checking.checks_notebook(day))
         for name in cells:
-            verdicts[name] = verdicts_of(lesson.exercises[name], records, goldens)
+            verdicts[name] = verdicts_of(lesson.exercises[name], records, recorded)
         together = _together(records)
         failed = [name for name in cells if verdicts[name].status == FAILED]
         if any(lesson.exercises[name].wrongs and lesson.exercises[name].kind != "quiz" for name in failed):
@@ -427,6 +427,7 @@ def keep_parts(lesson: Lesson, report: DayReport, cells: dict[str, str]) -> list
     asked for the part in the first place comes first.
     """
     kept = []
+    setup = setup_source(lesson)
     for exercise in (lesson.exercises[e.name] for e in report.exercises if e.status == PASSED):
         if exercise.part is None:
             continue
@@ -434,7 +435,7 @@ def keep_parts(lesson: Lesson, report: DayReport, cells: dict[str, str]) -> list
             continue
         source = strip_magics(cells[exercise.name])
         key = part_key(exercise.part)
-        parts.save_mine(exercise.part, source, key=key, day=exercise.day, setup=setup_source(lesson))
+        parts.save_mine(exercise.part, source, key=key, day=exercise.day, setup=setup)
         kept.append(exercise.part)
     return kept
 

@@ -11,10 +11,12 @@ import ast
 import json
 import os
 import sys
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from course_lib.classroom.checking import checks_of, same_everywhere, tree
 from course_lib.classroom.lesson import Exercise, Lesson, load_lesson
 from course_lib.classroom.sandbox import Job, Outcome, Sandbox
 from course_lib.classroom.sources import solved_source
@@ -52,8 +54,19 @@ class Examiner:
         self.cells: dict[str, str] | None = json.loads(Path(path).read_text("utf-8")) if path else None
         self.record_file = os.environ.get("COURSE_VERDICTS")
         self.sandbox = Sandbox(day)
-        self.sandbox.start()
         self.outcomes: dict[str, list[Outcome]] = {}
+        # The checks begin at once, one by one, while the notebook is still handing over its first cells.
+        self._pool = ThreadPoolExecutor(1)
+        self._ahead: dict[tuple[str, int], tuple[str, Future[Outcome]]] = {}
+        for exercise in self.lesson.exercises.values():
+            if self.cells is None or exercise.name in self.cells:
+                for check in checks_of(exercise):
+                    future = self._pool.submit(self._run, exercise, check.index, check.source)
+                    self._ahead[exercise.name, check.index] = (check.source, future)
+
+    def close(self) -> None:
+        self._pool.shutdown(cancel_futures=True)
+        self.sandbox.close()
 
     def cell(self, exercise: Exercise) -> str:
         if self.cells is None:
@@ -70,21 +83,25 @@ class Examiner:
 
     def check(self, name: str, index: int, source: str) -> Golden | None:
         """Run one check cell. Returns its golden; raises CheckFailed or NotRun."""
-        from course_lib.classroom.checking import same_everywhere
-
         if name.endswith("." + TOGETHER):
             return self.show(name, index, self.run_together(name, index, source))
         exercise = self.lesson.exercises.get(name)
         if exercise is None:
             raise CheckFailed(f"day {self.lesson.day} has no exercise {name}")
-        done = self.outcomes.setdefault(name, [])
+        ahead = self._ahead.get((name, index))
+        if ahead is not None and tree(ahead[0]) == tree(source):
+            return self.show(name, index, ahead[1].result())
+        return self.show(name, index, self._run(exercise, index, source))
+
+    def _run(self, exercise: Exercise, index: int, source: str) -> Outcome:
+        done = self.outcomes.setdefault(exercise.name, [])
         for earlier in done:
             if earlier.status == "timeout" or same_everywhere(earlier):
-                raise NotRun(f"{name}: not run, for an earlier check ended so: {earlier.message}")
+                raise NotRun(f"{exercise.name}: not run, since an earlier check ended so: {earlier.message}")
         timeout = exercise.checks[index].timeout if index < len(exercise.checks) else 10.0
-        outcome = self.sandbox.run(Job(name, index, self.cell(exercise), source or None, timeout))
+        outcome = self.sandbox.run(Job(exercise.name, index, self.cell(exercise), source or None, timeout))
         done.append(outcome)
-        return self.show(name, index, outcome)
+        return outcome
 
     def show(self, name: str, index: int, outcome: Outcome) -> Golden | None:
         self.record(name, index, outcome)
@@ -134,7 +151,7 @@ def course_day(line: str) -> None:
     """`%course_day 5`: which day's checks follow."""
     global _examiner
     if _examiner is not None:
-        _examiner.sandbox.close()
+        _examiner.close()
     _examiner = Examiner(int(line))
 
 
@@ -158,5 +175,5 @@ def load_ipython_extension(shell: Any) -> None:
 
 def unload_ipython_extension(shell: Any) -> None:
     if _examiner is not None:
-        _examiner.sandbox.close()
+        _examiner.close()
     sys.modules.pop(__name__, None)

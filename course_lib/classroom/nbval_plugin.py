@@ -8,7 +8,6 @@ text after a marker, NBVAL_RAISES_EXCEPTION that raises nothing); `lint` refuses
 
 import json
 import os
-import re
 import sys
 from collections.abc import Generator
 from pathlib import Path
@@ -16,69 +15,7 @@ from typing import Any
 
 import pytest
 
-MARKER = "NBVAL_CHECK_OUTPUT"
-_MARKERS = re.compile(r"^\s*#+.*NBVAL", re.IGNORECASE)
-
-
-def check_head(source: str) -> tuple[str, int] | None:
-    """(exercise, index) of a `%%check` cell, ("together", 0) of `%together`, None for another cell."""
-    words = source.partition("\n")[0].split()
-    if words == ["%together"]:
-        return "together", 0
-    if len(words) == 3 and words[0] == "%%check" and words[2].isdigit():
-        return words[1], int(words[2])
-    return None
-
-
-def lint(path: Path) -> list[str]:
-    """What makes a checks notebook prove less than it seems to; a sentence for each finding."""
-    from course_lib.classroom.expect import has_golden
-
-    try:
-        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-    except (OSError, ValueError, KeyError, TypeError) as problem:
-        return [f"{path.name} cannot be read as a notebook ({problem}); `make lessons` builds it"]
-    found: list[str] = []
-    checks = 0
-    for number, cell in enumerate(cells):
-        if cell.get("cell_type") != "code":
-            continue
-        source = "".join(cell.get("source", ""))
-        here = f"{path.name}, cell {number}"
-        head = check_head(source)
-        if head is None and source.lstrip().startswith("%%check"):
-            found.append(f"{here}: expected %%check NAME INDEX, its first line is {source.splitlines()[0]!r}")
-        checks += head is not None and head[0] != "together"
-        tags = cell.get("metadata", {}).get("tags", [])
-        bad_tags = [tag for tag in tags if tag.lower().startswith("nbval") or tag == "raises-exception"]
-        if bad_tags:
-            found.append(f"{here}: the tag {bad_tags[0]!r} changes what nbval compares; write no nbval tags")
-        marked = False
-        for line in source.splitlines():
-            if not _MARKERS.match(line):
-                continue
-            if line.strip() == f"# {MARKER}":
-                marked = True
-            else:
-                found.append(f"{here}: nbval misreads the marker {line.strip()!r}; it must be `# {MARKER}`")
-        outputs = cell.get("outputs", [])
-        if marked and cell.get("execution_count") is None:
-            found.append(f"{here}: {MARKER} in a cell that was never executed passes whatever comes out")
-        if marked and not outputs:
-            found.append(f"{here}: {MARKER} without a recorded output")
-        if outputs and not marked:
-            found.append(f"{here}: it has an output that nothing compares; mark it `# {MARKER}`")
-        if any(output.get("output_type") != "execute_result" for output in outputs):
-            found.append(f"{here}: it records an output that is no value ({outputs[0].get('output_type')})")
-        if head is not None and not marked:
-            try:
-                if has_golden(source.partition("\n")[2]):
-                    found.append(f"{here}: its last line has a value, and no marker `# {MARKER}` compares it")
-            except SyntaxError as problem:
-                found.append(f"{here}: not valid Python: {problem.msg}")
-    if not checks:
-        found.append(f"{path.name} holds no check: it would pass whatever one writes")
-    return found
+from course_lib.classroom.goldens import check_head, lint
 
 
 def _write(record: dict[str, Any]) -> None:
@@ -134,6 +71,8 @@ def main(arguments: list[str]) -> int:
     options += ["--nbval-lax", "--nbval-current-env", "--nbval-cell-timeout=180"]
     return int(pytest.main([*options, *arguments[1:], str(notebook)]))
 
+
+__all__ = ["check_head", "lint", "main"]
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

@@ -555,8 +555,18 @@ def check_setup_source(lesson: Lesson, exercise: Exercise | str) -> str:
     """
     if isinstance(exercise, str):
         exercise = lesson.exercises[exercise]
-    own = set() if exercise.kind == "quiz" else defined_names(solved_source(exercise))
+    return _check_setup(exercise, _setup_imports(lesson) | other_parts(lesson))
+
+
+def check_setup_sources(lesson: Lesson) -> dict[str, str]:
+    """The set-ups for grading a day's exercises, by name, and under "together" the one with every part."""
     imports = _setup_imports(lesson) | other_parts(lesson)
+    setups = {name: _check_setup(exercise, imports) for name, exercise in lesson.exercises.items()}
+    return setups | {"together": _render(imports)}
+
+
+def _check_setup(exercise: Exercise, imports: set[Import]) -> str:
+    own = set() if exercise.kind == "quiz" else defined_names(solved_source(exercise))
     return _render(item for item in imports if item.binds not in own)
 
 

@@ -477,14 +477,11 @@ class DayState:
         return self.lesson.exercises[name]
 
     def setup(self, exercise: Any) -> str:
-        if exercise.name not in self._setups:
-            from course_lib.classroom.sources import check_setup_source
+        if not self._setups:
+            from course_lib.classroom.sources import check_setup_sources
 
-            if exercise.kind == "together":  # imports every part, as for a question
-                exercise = types.SimpleNamespace(name=exercise.name, kind="quiz")
-
-            self._setups[exercise.name] = check_setup_source(self.lesson, exercise)
-        return self._setups[exercise.name]
+            self._setups = check_setup_sources(self.lesson)
+        return self._setups["together" if exercise.kind == "together" else exercise.name]
 
     def warm(self, job: dict[str, Any]) -> None:
         """Import what this job's set-up and checks import, once, so that children find it there."""
