@@ -382,6 +382,15 @@ def test_a_learners_work_does_not_make_a_day_stale(edited, tmp_path):
     assert build.stale(build.make(1, execute=False)) == [LEARNER]
 
 
+def test_on_another_platform_the_cells_are_compared_and_not_their_outputs(course, built):
+    (course / SOLVED).write_text(built.files[SOLVED].replace("a line", "a lime"))  # in the cell, too
+    assert build.stale(built, outputs=False) == []  # what a cell was shipped with is its mark
+    assert build.stale(built) == [SOLVED]
+    (course / SOLVED).write_text(built.files[SOLVED].replace('"shipped": "', '"shipped": "0'))
+    assert build.stale(built, outputs=False) == [SOLVED]
+    (course / SOLVED).write_text(built.files[SOLVED])
+
+
 def test_a_broken_version_may_not_give_away_another_exercise(edited):
     path = edited(
         '    return np.log(softmax(x, axis=axis))\n\n\ndef failing_input():\n    """Return',

@@ -1,6 +1,8 @@
 """The rules for every day there is: its lesson, its learner's notebook, and what is published."""
 
 import ast
+import platform
+import sys
 
 import nbformat
 import pytest
@@ -64,4 +66,5 @@ def test_the_published_notebooks_are_clean(day):
 def test_a_changed_day_rebuilds_to_the_byte(day):
     """What is committed is what the lesson says: after a change of lesson or library run `make lessons`."""
     built = build.make(day)
-    assert build.stale(built) == [], "run `make lessons` and commit what it writes"
+    published_here = (sys.platform, platform.machine()) == ("linux", "x86_64")
+    assert build.stale(built, outputs=published_here) == [], "run `make lessons` and commit what it writes"

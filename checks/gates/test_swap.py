@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 
 from course_lib import parts
+from course_lib.classroom import sources
+from course_lib.classroom.lesson import available_days, load_lesson
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PYTHONPATH = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
@@ -549,6 +551,37 @@ def test_a_method_shown_as_a_function_is_attached_to_its_class():
     assert hello(Child()) == "basex"
 
 
+@pytest.mark.parametrize("day", available_days())
+def test_every_part_of_a_day_can_be_the_learners(day, tmp_path):
+    """Its solved cells, kept as a learner's, take the library's places; each is said to be theirs."""
+    lesson = load_lesson(day)
+    asked = [e for e in lesson.exercises.values() if e.kind == "part" and e.part]
+    keys = [sources.part_key(e.part or "") for e in asked]
+    os.environ["COURSE_MINE"] = str(tmp_path)
+    try:
+        for exercise, key in zip(asked, keys, strict=True):
+            cell, setup = sources.solved_source(exercise), sources.setup_source(lesson)
+            parts.save_mine(exercise.name, cell, key=key, day=day, setup=setup)
+    finally:
+        del os.environ["COURSE_MINE"]
+    script = f"""
+import importlib
+from course_lib import parts
+from course_lib.classroom import sources
+from course_lib.classroom.lesson import available_days, load_lesson
+for key in {keys}:
+    importlib.import_module(key.partition(":")[0])
+    part = parts.REGISTRY[key]
+    print(parts.owner(key), part.obj is not part.reference)
+"""
+    store = {"PARTS": "mine", "COURSE_MINE": str(tmp_path), "PYTHONPATH": PYTHONPATH}
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=os.environ | store, capture_output=True, text=True, timeout=60
+    )
+    assert done.stdout == "yours True\n" * len(keys), done.stderr
+    assert done.stderr == ""
+
+
 def test_a_real_part_runs_in_the_real_library(tmp_path):
     """The numerics room, with the learner's softmax in a store of its own."""
     store = {"PARTS": "mine", "COURSE_MINE": str(tmp_path), "PYTHONPATH": PYTHONPATH}
@@ -556,6 +589,8 @@ def test_a_real_part_runs_in_the_real_library(tmp_path):
     setup = "import numpy as np\nfrom course_lib.numerics import at_least_float32\n"
     script = f"""
 from course_lib import parts
+from course_lib.classroom import sources
+from course_lib.classroom.lesson import available_days, load_lesson
 parts.save_mine("numerics.softmax", {cell!r}, key="course_lib.numerics:softmax", day=1, setup={setup!r})
 import numpy as np
 from course_lib import numerics

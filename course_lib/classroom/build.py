@@ -63,6 +63,7 @@ FIXED_ENVIRONMENT = {
     "LC_ALL": "C.UTF-8",
 }
 CELL_TIMEOUT = 300  # seconds; a lesson's cell takes a few
+TRACEBACK_LINES = 30
 OUTPUT_LIMIT = 20_000  # characters of text that one cell may show: about four screens
 IMAGE_LIMIT = 400_000  # bytes of one figure
 
@@ -324,6 +325,12 @@ def _execute(lesson: Lesson, notebook: NotebookNode, cells: list[_Cell]) -> None
     from nbclient import NotebookClient
     from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 
+    begun = 0
+
+    def begin(cell: NotebookNode, cell_index: int) -> None:
+        nonlocal begun
+        begun = cell_index
+
     with tempfile.TemporaryDirectory(prefix="course-build-") as folder:
         # Named like the learner's folder: by it a notebook knows its day.
         here = Path(folder, lesson.path.parent.name)
@@ -336,19 +343,14 @@ def _execute(lesson: Lesson, notebook: NotebookNode, cells: list[_Cell]) -> None
             coalesce_streams=True,
             extra_arguments=["--IPKernelApp.log_level=40"],
             resources={"metadata": {"path": str(here)}},
+            on_cell_start=begin,
         )
         try:
             client.execute(env=_environment(Path(folder)))
         except (CellExecutionError, CellTimeoutError, DeadKernelError) as problem:
-            ran = [i for i, cell in enumerate(notebook.cells) if cell.cell_type == "code" and cell.outputs]
-            at = next(
-                (i for i in ran if any(o.output_type == "error" for o in notebook.cells[i].outputs)), None
-            )
-            at = at if at is not None else max(ran, default=0)
-            text = re.sub(r"\x1b\[[0-9;]*m", "", str(problem)).strip()
-            raise BuildError(
-                [LessonError(lesson.path, cells[at].line, f"the cell does not run:\n{text}")]
-            ) from None
+            lines = re.sub(r"\x1b\[[0-9;]*m", "", str(problem)).strip().split("\n")
+            text = "\n    ".join(["the cell does not run:", *lines[-TRACEBACK_LINES:]])
+            raise BuildError([LessonError(lesson.path, cells[begun].line, text)]) from None
 
 
 def _environment(folder: Path) -> dict[str, str]:
@@ -629,14 +631,20 @@ def differing(days: Iterable[int] | None = None) -> list[Path]:
     return [path for day in days or available_days() for path in stale(make(day))]
 
 
-def stale(built: Built) -> list[Path]:
-    """The files of a built day that differ from those in the course's folder."""
+def stale(built: Built, outputs: bool = True) -> list[Path]:
+    """The files of a built day that differ from those in the course's folder.
+
+    Without `outputs` only the cells are compared: last digits, and pixels of figures, are those of the platform
+    on which they were published, and another processor rounds a sum otherwise.
+    """
     found = []
     for target, text in built.files.items():
         path = root() / target
         if path.is_file() and path.read_text(encoding="utf-8") == text:
             continue
         there = _read(path)
+        if not outputs and _shipped(there) == _shipped(nbformat.reads(text, as_version=4)):
+            continue
         in_use = target.parts[0] == "days" and there is not None and not is_pristine(there)
         if not in_use or _shipped(there) != _shipped(nbformat.reads(text, as_version=4)):
             found.append(target)
