@@ -634,7 +634,7 @@ def differing(days: Iterable[int] | None = None) -> list[Path]:
 def stale(built: Built, outputs: bool = True) -> list[Path]:
     """The files of a built day that differ from those in the course's folder.
 
-    Without `outputs` only the cells are compared: last digits, and pixels of figures, are those of the platform
+    Without `outputs` only the cells are compared: last digits and pixels are those of the platform
     on which they were published, and another processor rounds a sum otherwise.
     """
     found = []
