@@ -1,6 +1,7 @@
 """The parts of the tokenizer against slow, plain definitions of the same thing."""
 
 import codecs
+import time
 from collections import Counter
 from itertools import pairwise
 
@@ -46,7 +47,7 @@ def brute_force_merges(chunks, vocab_size):
     merges = []
     vocab = set(SINGLE)
     while len(vocab) < vocab_size:
-        counts = Counter()
+        counts: Counter[tuple[bytes, bytes]] = Counter()
         for tokens, n in words:
             for i in range(len(tokens) - 1):
                 counts[tokens[i], tokens[i + 1]] += n
@@ -89,6 +90,13 @@ def test_training_equals_brute_force(chunks, vocab_size):
 def test_training_equals_brute_force_on_real_text(corpus_text):
     chunks = Counter(chunk.encode() for chunk in pretokenize_gpt2(corpus_text[:40_000]))
     assert train_bpe(chunks, 400) == brute_force_merges(chunks, 400)
+
+
+def test_4096_tokens_of_the_whole_corpus_take_seconds(corpus_text):
+    started = time.process_time()
+    trained = Tokenizer.train(corpus_text, 4096)
+    assert trained.vocab_size == 4096
+    assert time.process_time() - started < 60  # it takes about 5; the promise is a minute
 
 
 def test_ties_go_to_the_smallest_pair_of_bytes():

@@ -26,8 +26,8 @@ CL100K_PUBLISHED = (
     r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+"
     r"|\s++$|\s*[\r\n]|\s+(?!\S)|\s"
 )
-# tiktoken's Rust, Hugging Face's and Python's `regex` each bring a Unicode table of their own age. A character
-# that one of them does not know yet has no category there, so only long assigned ones are comparable.
+# tiktoken's Rust, Hugging Face's and Python's `regex` each bring a Unicode table of their own age. A
+# character that one of them does not know yet has no category there: only long assigned ones compare.
 UNCERTAIN = ("Cn", "Cs", "Co")  # not assigned, half a surrogate pair, private use
 ASSIGNED = [c for c in map(chr, range(sys.maxunicode + 1)) if unicodedata.category(c) not in UNCERTAIN]
 UNICODE = st.text(st.sampled_from(ASSIGNED), max_size=40)
