@@ -243,8 +243,8 @@ for package in list(importlib.metadata.distributions()):
 def mend_interrupted(show: Steps) -> None:
     """Let pip forget the packages that an interrupted run left in pieces: it would think them installed."""
     found = subprocess.run([str(PYTHON), "-c", BROKEN], capture_output=True, text=True, check=False)
-    pieces = ", ".join(found.stdout.split()) or "nothing"
-    show.line(f"  {'mending':10} an earlier run was interrupted; left in pieces: {pieces}")
+    pieces = ", ".join(found.stdout.split())
+    show.line(f"  {'going on':10} where an earlier run stopped{f'; it left in pieces: {pieces}' if pieces else ''}")
 
 
 def no_mlx(machine: Machine) -> str:
