@@ -539,12 +539,18 @@ def _read(path: Path) -> NotebookNode | None:
         return None
 
 
-def build_day(day: int, execute: bool = True) -> list[Path]:
+def build_day(day: int, execute: bool = True, always: bool = True) -> list[Path]:
     """Build a day and write its notebooks; returns the files that changed.
 
-    A notebook in days/ that somebody has worked in is copied to .course/backups/ before it is replaced.
+    Unless `always`, nothing is done if lesson, library and notebooks are the same as last time. A
+    notebook in days/ that somebody has worked in is copied to .course/backups/ before it is replaced.
     """
-    return _write(make(day, execute))
+    if not always and _is_up_to_date(day):
+        return []
+    changed = _write(make(day, execute))
+    if execute:
+        _remember(day)
+    return changed
 
 
 def _write(built: Built) -> list[Path]:
@@ -575,19 +581,10 @@ def is_pristine(notebook: NotebookNode | None) -> bool:
 
 
 def build_all(days: Iterable[int] | None = None, execute: bool = True) -> list[Path]:
-    """Build the days, or all that have a lesson, and return the files that changed.
-
-    Without `days`, one is skipped if its lesson, the library and what was built are the same as last time.
-    """
+    """Build the days, or those of all that need it, and return the files that changed."""
     if days is not None:
         return [path for day in days for path in build_day(day, execute)]
-    changed = []
-    for day in available_days():
-        if not _is_up_to_date(day):
-            changed += build_day(day, execute)
-            if execute:
-                _remember(day)
-    return changed
+    return [path for day in available_days() for path in build_day(day, execute, always=False)]
 
 
 def _state(day: int) -> str:

@@ -171,7 +171,7 @@ def build_lessons(
         stale = False
         for number in days:
             try:
-                found = build.differing([number]) if check else build.build_day(number)
+                found = build.differing([number]) if check else build.build_day(number, always=bool(day))
             except build.BuildError as problem:
                 print("\n".join(f"course: {line}" for line in problem.problems), file=sys.stderr)
                 raise typer.Exit(1) from None
