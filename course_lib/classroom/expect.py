@@ -123,60 +123,64 @@ def describe(x: Any) -> str:
     return f"{'an' if text[0] in 'aeiou' else 'a'} {text}"
 
 
-def _show_array(x: Any) -> str:
-    """A small array with its values, a big one as shape, dtype and its two ends."""
+def _show_array(x: Any, inline: bool = False) -> str:
+    """A small array with its values; a big one, or one inside something else, as shape, dtype and ends."""
     a = _to_numpy(x)
     if a.ndim == 0:
         return f"{a} ({_dtype_name(x)})"
     head = describe(x).partition(" ")[2]
-    if 0 < a.size <= 16 and a.ndim <= 2:
-        return head + "\n" + np.array2string(a, precision=6, separator=", ", max_line_width=64)
     if a.size == 0:
         return head
+    if not inline and a.size <= 16 and a.ndim <= 2:
+        return head + "\n" + np.array2string(a, precision=6, separator=", ", max_line_width=64)
+    if a.size <= 4 and a.ndim == 1:
+        return np.array2string(a, precision=6, separator=", ") + f" ({_dtype_name(x)})"
     ends = [np.array2string(v, precision=6) for v in (*a.flat[:3], *a.flat[-1:])]
     return f"{head}: {', '.join(ends[:3])}, …, {ends[-1]}"
 
 
-def show(x: Any, limit: int = 240) -> str:
+def show(x: Any, limit: int = 240, depth: int = 0) -> str:
     """`repr` for people: long sequences and big arrays keep their ends, addresses are left out."""
     if isinstance(x, np.ndarray) or _is_tensor(x):
-        return _show_array(x)
+        return _show_array(x, inline=depth > 0)
     if isinstance(x, np.generic):
         return f"{x.item()!r} ({_dtype_name(x)})"
-    if isinstance(x, (str, bytes)):
+    if isinstance(x, (str, bytes)) and len(x) > limit:
         unit = "characters" if isinstance(x, str) else "bytes"
-        return (
-            repr(x) if len(x) <= limit else f"{x[: limit // 2]!r} … {x[-limit // 4 :]!r} ({len(x):,} {unit})"
-        )
-    if type(x) in (list, tuple, set, frozenset) and not hasattr(x, "_fields"):
-        brackets: dict[type, tuple[str, str]] = {list: ("[", "]"), tuple: ("(", ")"), set: ("{", "}")}
-        open_, close_ = brackets.get(type(x), ("frozenset({", "})"))
-        items = _sorted(x) if isinstance(x, (set, frozenset)) else list(x)
-        if not items:
-            return repr(x)
+        return f"{x[: limit // 2]!r} … {x[-limit // 4 :]!r} ({len(x):,} {unit})"
+    if type(x) in (list, tuple, set, frozenset) and x:
+        return _show_items(x, max(24, limit // 4), depth + 1)
+    if isinstance(x, dict) and x and depth < 5:
         inner = max(24, limit // 4)
-        if len(items) <= 12:
-            body = ", ".join(show(i, inner) for i in items)
-        else:
-            body = (
-                ", ".join(show(i, inner) for i in items[:8])
-                + ", …, "
-                + ", ".join(show(i, inner) for i in items[-2:])
-            )
-        comma = "," if type(x) is tuple and len(items) == 1 else ""
-        return f"{open_}{body}{comma}{close_}" + (f" ({len(items):,} items)" if len(items) > 12 else "")
-    if isinstance(x, dict):
-        inner = max(24, limit // 4)
-        pairs = [f"{show(k, inner)}: {show(v, inner)}" for k, v in list(x.items())[:8]]
+        pairs = (f"{show(k, inner, depth + 1)}: {show(v, inner, depth + 1)}" for k, v in list(x.items())[:8])
         return "{" + ", ".join(pairs) + (f", … ({len(x):,} entries)}}" if len(x) > 8 else "}")
     if callable(x) and hasattr(x, "__name__"):
-        return x.__name__
+        return str(x.__name__)
     try:
         text = repr(x)
     except Exception as error:  # a learner's __repr__ may be broken; the verdict must still come
         text = f"<{type(x).__name__}, whose repr raises {type(error).__name__}>"
     text = re.sub(r" at 0x[0-9a-f]+", "", text)
     return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def _show_items(x: Any, limit: int, depth: int) -> str:
+    brackets: dict[type, tuple[str, str]] = {list: ("[", "]"), tuple: ("(", ")"), set: ("{", "}")}
+    left, right = brackets.get(type(x), ("frozenset({", "})"))
+    items = _sorted(x) if isinstance(x, (set, frozenset)) else x
+    if depth > 5:  # also a list that holds itself
+        return f"{left}…{right}"
+    if len(items) <= 12:
+        texts = [show(i, limit, depth) for i in items]
+    else:
+        texts = [
+            *(show(i, limit, depth) for i in items[:8]),
+            "…",
+            *(show(i, limit, depth) for i in items[-2:]),
+        ]
+    comma = "," if type(x) is tuple and len(items) == 1 else ""
+    count = f" ({len(items):,} items)" if len(items) > 12 else ""
+    return f"{left}{', '.join(texts)}{comma}{right}{count}"
 
 
 def _call_text(fn: Any, args: tuple, kwargs: dict) -> str:
@@ -331,12 +335,17 @@ def _same(got: Any, want: Any, path: str = "") -> None:
 
 
 def _first_wrong(wrong: np.ndarray, got: np.ndarray, want: np.ndarray, path: str) -> str:
-    if wrong.ndim == 0:
-        return f"{_where(path)}got {got.item()!r}, expected {want.item()!r}"
-    index = tuple(int(i) for i in np.argwhere(wrong)[0])
+    """How many entries differ, and the first of them."""
+    index = tuple(int(i) for i in np.argwhere(wrong)[0]) if wrong.ndim else ()
+    a, b = got[index], want[index]
+    # str gives a float32 its own few digits; the digits of its double would be noise.
+    texts = (str(a), str(b)) if str(a) != str(b) else (repr(a.item()), repr(b.item()))
+    pair = f"got {texts[0]}, expected {texts[1]}"
+    if not wrong.ndim:
+        return f"{_where(path)}{pair}"
     place = path + "[" + ", ".join(map(str, index)) + "]"
     count = f"{int(wrong.sum()):,} of {wrong.size:,} values differ; the first " if wrong.size > 1 else ""
-    return f"{count}at {place}: got {got[index].item()!r}, expected {want[index].item()!r}"
+    return f"{count}at {place}: {pair}"
 
 
 def _close(got: Any, want: Any, dtype: Any, rtol: float | None, atol: float | None, path: str = "") -> None:
@@ -385,6 +394,7 @@ def _close(got: Any, want: Any, dtype: Any, rtol: float | None, atol: float | No
 
     table = TOLERANCES.get(want_name, Tolerance(0.0, 0.0))
     rtol, atol = table.rtol if rtol is None else rtol, table.atol if atol is None else atol
+    kept = a, b
     a, b = (x.astype(np.complex128 if x.dtype.kind == "c" else np.float64) for x in (a, b))
     finite = np.abs(b[np.isfinite(b)])
     scale = min(1.0, float(finite.max())) if finite.size and finite.max() > 0 else 1.0
@@ -392,7 +402,7 @@ def _close(got: Any, want: Any, dtype: Any, rtol: float | None, atol: float | No
         near = np.abs(a - b) <= rtol * np.abs(b) + atol * scale
     wrong = ~((a == b) | (near & np.isfinite(a) & np.isfinite(b)) | (np.isnan(a) & np.isnan(b)))
     if wrong.any():
-        raise _Difference(_first_wrong(wrong, a, b, path))
+        raise _Difference(_first_wrong(wrong, *kept, path))
 
 
 def _numeric(x: Any) -> bool:
@@ -502,6 +512,8 @@ def error_text(error: BaseException) -> str:
     else:
         text = f"{type(error).__name__}: {show(str(error))[1:-1]}" if str(error) else type(error).__name__
     place = cell_line(error)
+    if place and isinstance(error, NameError):
+        place += "; a check runs this cell alone: helpers belong in it"
     return f"{text} ({place})" if place else text
 
 

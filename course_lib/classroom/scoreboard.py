@@ -47,13 +47,23 @@ def render(report: DayReport, ascii_only: bool = False) -> RenderableType:
         title,
         Text(f"{report.count(PASSED)} of {len(report.exercises)} passed · {report.seconds:.1f} s", "dim"),
     )
-    rows: list[RenderableType] = [Text(""), head, Rule(style="dim", characters="-" if ascii_only else "─")]
+    rule = Rule(style="dim", characters="-" if ascii_only else "─")
+    rows: list[RenderableType] = [Text(""), head, rule]
+    rows += [_line(exercise, ascii_only) for exercise in report.exercises]
+    rows.append(rule)
     for exercise in report.exercises:
-        rows.append(_line(exercise, ascii_only))
-        rows.extend(_details(exercise))
-    rows.append(Rule(style="dim", characters="-" if ascii_only else "─"))
+        details = _details(exercise)
+        if details.row_count:
+            rows += [_heading(exercise, ascii_only), Padding(details, (0, 0, 1, 2))]
+    if rows[-1] is not rule:
+        rows.append(rule)
     rows.extend(_closing(report))
     return Group(*rows)
+
+
+def _heading(exercise: ExerciseReport, ascii_only: bool) -> Text:
+    sign = _SIGNS[exercise.status][ascii_only]
+    return Text.assemble((f"{sign} ", _STYLES[exercise.status]), (exercise.name, "bold"))
 
 
 def _line(exercise: ExerciseReport, ascii_only: bool) -> RenderableType:
@@ -75,7 +85,7 @@ def _line(exercise: ExerciseReport, ascii_only: bool) -> RenderableType:
     sign = _SIGNS[exercise.status][ascii_only]
     row.add_row(
         Text(sign, style),
-        Text(label.replace("exercise", "ex."), "dim"),
+        Text(label, "dim"),
         name,
         Text(exercise.status, style),
         Text(took, "dim"),
@@ -83,7 +93,8 @@ def _line(exercise: ExerciseReport, ascii_only: bool) -> RenderableType:
     return row
 
 
-def _details(exercise: ExerciseReport) -> list[RenderableType]:
+def _details(exercise: ExerciseReport) -> Table:
+    """What is needed to mend an exercise; no rows where there is nothing to say."""
     table = Table.grid(padding=(0, 1))
     table.add_column(width=9, style="dim", no_wrap=True)
     table.add_column(overflow="fold")
@@ -95,7 +106,8 @@ def _details(exercise: ExerciseReport) -> list[RenderableType]:
         for label, value in (("given", outcome.given), ("expected", outcome.expected), ("got", outcome.got)):
             if value:
                 table.add_row(label, Text(_clip(value)))
-        table.add_row("why", Text(_clip(outcome.message), "red"))
+        if not (outcome.got and outcome.message == f"got {outcome.got}, expected {outcome.expected}"):
+            table.add_row("why", Text(_clip(outcome.message), "red"))
         if outcome.stdout.strip() and exercise.kind != "quiz":
             table.add_row("printed", Text(_clip(outcome.stdout.strip()), "dim"))
     elif exercise.status == NOT_RUN or (
@@ -108,7 +120,7 @@ def _details(exercise: ExerciseReport) -> list[RenderableType]:
         table.add_row("next", Text.assemble((exercise.hint, "bold"), " in the notebook"))
     for note in exercise.notes:
         table.add_row("note", Text(note, "yellow"))
-    return [Padding(table, (0, 0, 0, 3))] if table.row_count else []
+    return table
 
 
 def _ran(checks: list[CheckVerdict]) -> str:
@@ -138,7 +150,7 @@ def _closing(report: DayReport) -> list[RenderableType]:
     if report.together:
         lines.append(Text(f"Your parts pass one by one, but not together: {report.together}", "bold red"))
     if report.passed:
-        text = f"Day {report.day} passed: all {len(core)} core exercises and questions."
+        text = f"Day {report.day} passed: {done} of {len(core)} core exercises and questions."
         failed = [e.name for e in report.exercises if e.status == FAILED]
         if failed:
             text += f" Still failing, and not needed for the day: {', '.join(failed)}."
