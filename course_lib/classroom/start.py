@@ -4,9 +4,12 @@ pop-ups.
 
 import json
 import os
+import secrets
+import socket
 import sys
 import webbrowser
 from pathlib import Path
+from urllib.parse import quote
 
 from course_lib.classroom import backups, progress, reset
 from course_lib.classroom import lesson as lessons
@@ -20,11 +23,6 @@ SETTINGS = {
     },
     # `make check-day` reads the saved file: save often.
     "@jupyterlab/docmanager-extension:plugin": {"autosave": True, "autosaveInterval": 10},
-    "@jupyterlab/notebook-extension:tracker": {
-        "codeCellConfig": {"lineNumbers": False, "autoClosingBrackets": True},
-        "windowingMode": "defer",
-        "recordTiming": False,
-    },
 }
 
 
@@ -54,31 +52,50 @@ def prepare(day: int) -> Path:
     return path
 
 
-def command(notebook: Path, browser: bool, port: int | None = None) -> list[str]:
+def free_port(first: int = 8888) -> int:
+    """The first port from `first` on at which nothing on this machine listens."""
+    for port in range(first, first + 100):
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+                return port
+            except OSError:
+                continue
+    raise StartError(f"the ports {first} to {first + 99} are all taken: name another with --port")
+
+
+def command(notebook: Path, browser: bool, port: int) -> list[str]:
     """The command line of JupyterLab: its root is the course's folder, its address this machine's own."""
     root = lessons.root()
-    # The path stays relative and the folder current: the notebook is shown in its place in the file browser.
     arguments = [
         sys.executable,
         "-m",
         "jupyterlab",
         str(notebook.relative_to(root)),
-        "--ServerApp.ip=127.0.0.1",
         f"--ServerApp.root_dir={root}",
-        "--ServerApp.log_level=WARN",
+        "--ServerApp.ip=127.0.0.1",
+        f"--ServerApp.port={port}",
+        "--ServerApp.port_retries=0",
+        "--ServerApp.answer_yes=True",  # one Ctrl-C is enough
+        "--ServerApp.log_level=ERROR",
+        "--LabApp.log_level=ERROR",
         "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
         "--LabApp.news_url=None",
         "--LabApp.extension_manager=readonly",
     ]
-    if port is not None:
-        arguments += [f"--ServerApp.port={port}", "--ServerApp.port_retries=0"]
     if not browser:
         arguments.append("--no-browser")
+    if hasattr(os, "geteuid") and os.geteuid() == 0:
+        arguments.append(
+            "--allow-root"
+        )  # rented machines log in as root; the server answers this machine only
     return arguments
 
 
-def environment() -> dict[str, str]:
-    """JupyterLab's environment: our defaults for its settings lie in `.course/jupyter/`."""
+def environment(token: str) -> dict[str, str]:
+    """JupyterLab's environment: the token, unseen by `ps`, and our defaults for its settings, in
+    `.course/jupyter/`.
+    """
     folder = lessons.root() / ".course" / "jupyter"
     defaults = folder / "labconfig" / "default_setting_overrides.json"
     defaults.parent.mkdir(parents=True, exist_ok=True)
@@ -88,6 +105,7 @@ def environment() -> dict[str, str]:
         filter(None, [str(folder), found.get("JUPYTER_CONFIG_PATH")])
     )
     found["JUPYTERLAB_WORKSPACES_DIR"] = found.get("JUPYTERLAB_WORKSPACES_DIR") or str(folder / "workspaces")
+    found["JUPYTER_TOKEN"] = token
     # Two threads that spin for one core make torch fifty times slower while the checks run beside it.
     found.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     return found
@@ -109,15 +127,18 @@ def start(day: int | None = None, browser: bool | None = None, port: int | None 
     number = choose_day(day)
     notebook = prepare(number)
     shows = has_browser() if browser is None else browser
-    title = lessons.load_lesson(number).title
-    print(f"Day {number}: {title}")
-    print(f"  notebook   {backups.shown(notebook)}")
-    print(
-        "  address    below, with its token; it answers on this machine only"
-        if not shows
-        else "  opening your browser"
-    )
-    print("  to stop    Ctrl-C in this terminal", flush=True)
+    chosen = free_port() if port is None else port
+    token = secrets.token_hex(16)
+    place = quote(str(notebook.relative_to(lessons.root())))
+    print(f"Day {number}: {lessons.load_lesson(number).title}\n")
+    print(f"  http://127.0.0.1:{chosen}/lab/tree/{place}?token={token}\n")
+    if shows:
+        print("Your browser opens it. It answers on this machine only; Ctrl-C here stops it.", flush=True)
+    else:
+        print("Open this address in a browser. It answers on this machine only; Ctrl-C here stops it.")
+        if os.environ.get("SSH_CONNECTION"):
+            print(f"From your own machine, first: ssh -L {chosen}:127.0.0.1:{chosen} {socket.gethostname()}")
+        sys.stdout.flush()
     os.chdir(lessons.root())
-    arguments = command(notebook, shows, port)
-    os.execvpe(arguments[0], arguments, environment())
+    arguments = command(notebook, shows, chosen)
+    os.execvpe(arguments[0], arguments, environment(token))
