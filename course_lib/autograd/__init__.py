@@ -1,0 +1,1 @@
+"""Automatic differentiation of our own: `scalar` for single numbers."""
