@@ -195,6 +195,13 @@ def test_the_solved_notebook_is_executed_in_order(notebooks):
     assert "it asks the library" not in notes
 
 
+def test_samples_are_measured_anew_on_request(built):
+    again = read(build.make(1, measure=True).files[SOLVED])
+    before, after = (cell(n, "timing-shown").outputs for n in (read(built.files[SOLVED]), again))
+    assert before[0] == after[0]
+    assert before[1] != after[1]
+
+
 def test_varying_outputs_are_dropped_or_labeled(notebooks):
     solved = notebooks[SOLVED]
     assert cell(solved, "timing").outputs == []

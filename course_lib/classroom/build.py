@@ -496,8 +496,11 @@ def _lint_output(output: NotebookNode) -> Iterator[str]:
 # Building
 
 
-def make(day: int, execute: bool = True) -> Built:
-    """Build a day's notebooks in memory; without `execute` the learner's only. BuildError, LessonError."""
+def make(day: int, execute: bool = True, measure: bool = False) -> Built:
+    """Build a day's notebooks in memory; without `execute` the learner's only. BuildError, LessonError.
+
+    The labeled samples of volatile cells are kept as published, unless `measure` asks for new ones.
+    """
     started = time.perf_counter()
     lesson = load_lesson(day)
     short = problems(lesson)
@@ -513,7 +516,7 @@ def make(day: int, execute: bool = True) -> Built:
         target = Path("solutions", folder, "lesson.ipynb")
         solved = _notebook(lesson, solved_cells)
         _execute(lesson, solved, solved_cells)
-        _settle(solved, solved_cells, _read(root() / target))
+        _settle(solved, solved_cells, None if measure else _read(root() / target))
         notebooks["solved", target] = solved
         checks_cells = _checks(lesson)
         checks = _notebook(lesson, checks_cells)
@@ -539,7 +542,7 @@ def _read(path: Path) -> NotebookNode | None:
         return None
 
 
-def build_day(day: int, execute: bool = True, always: bool = True) -> list[Path]:
+def build_day(day: int, execute: bool = True, always: bool = True, measure: bool = False) -> list[Path]:
     """Build a day and write its notebooks; returns the files that changed.
 
     Unless `always`, nothing is done if lesson, library and notebooks are the same as last time. A
@@ -547,7 +550,7 @@ def build_day(day: int, execute: bool = True, always: bool = True) -> list[Path]
     """
     if not always and _is_up_to_date(day):
         return []
-    changed = _write(make(day, execute))
+    changed = _write(make(day, execute, measure))
     if execute:
         _remember(day)
     return changed

@@ -162,6 +162,9 @@ def build_lessons(
     check: Annotated[
         bool, typer.Option("--check", help="Write nothing; exit 1 if anything is out of date.")
     ] = False,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Replace the samples of what varies, on a quiet machine.")
+    ] = False,
 ) -> None:
     """Build the notebooks of the days from their lesson.md."""
     with _sentences():
@@ -171,7 +174,11 @@ def build_lessons(
         stale = False
         for number in days:
             try:
-                found = build.differing([number]) if check else build.build_day(number, always=bool(day))
+                found = (
+                    build.differing([number])
+                    if check
+                    else build.build_day(number, always=bool(day) or measure, measure=measure)
+                )
             except build.BuildError as problem:
                 print("\n".join(f"course: {line}" for line in problem.problems), file=sys.stderr)
                 raise typer.Exit(1) from None
