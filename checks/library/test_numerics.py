@@ -114,6 +114,7 @@ def test_numerical_gradient_equals_autograd(shape):
     (y.sin() * y.exp()).sum().backward()
     got = numerics.numerical_gradient(lambda a: float((np.sin(a) * np.exp(a)).sum()), x)
     assert got.shape == x.shape and got.dtype == np.float64
+    assert y.grad is not None
     np.testing.assert_allclose(got, y.grad.numpy(), rtol=1e-8, atol=1e-8)
 
 
@@ -142,7 +143,7 @@ def test_numerical_gradient_takes_integers_and_views():
     st.one_of(st.floats(0, 1, exclude_max=True), st.just(0.0), st.just(math.nextafter(1, 0))),
 )
 def test_a_sample_is_the_bracketing_index(p, u):
-    k = int(numerics.sample_categorical(p, np.float64(u)))
+    k = int(numerics.sample_categorical(p, np.array(u)))
     cdf = np.cumsum(p, dtype=np.float64)
     assert p[k] > 0
     assert (0 if k == 0 else cdf[k - 1]) <= u * cdf[-1] < cdf[k]
@@ -200,7 +201,7 @@ def test_bfloat16_of_random_bits(seed):
 
 
 def test_bfloat16_corners():
-    one = numerics.round_to_bfloat16(np.float32(1.00390625))  # half-way between 1 and 1.0078125
+    one = numerics.round_to_bfloat16(np.array(1.00390625))  # half-way between 1 and 1.0078125
     assert one == 1.0 and np.asarray(one).shape == ()
     assert (
         numerics.round_to_bfloat16(np.array([1.01171875]))[0] == 1.015625
