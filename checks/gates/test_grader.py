@@ -590,7 +590,7 @@ def test_close_knows_tensors() -> None:
 
 
 def run(source: str, **names: Any) -> Any:
-    from course_lib.classroom.worker import run_source
+    from course_lib.classroom.job import run_source
 
     expect.begin_check()
     value = run_source(source, {**expect.NAMES, **names}, "<check>")
