@@ -244,7 +244,8 @@ def mend_interrupted(show: Steps) -> None:
     """Let pip forget the packages that an interrupted run left in pieces: it would think them installed."""
     found = subprocess.run([str(PYTHON), "-c", BROKEN], capture_output=True, text=True, check=False)
     pieces = ", ".join(found.stdout.split())
-    show.line(f"  {'going on':10} where an earlier run stopped{f'; it left in pieces: {pieces}' if pieces else ''}")
+    left = f"; it left in pieces: {pieces}" if pieces else ""
+    show.line(f"  {'going on':10} where an earlier run stopped{left}")
 
 
 def no_mlx(machine: Machine) -> str:
@@ -270,7 +271,11 @@ def install_torch(wanted: str, machine: Machine, show: Steps) -> None:
     if machine.kind == "cpu" and pip_would_take_cuda(wanted):
         options = ["--index-url", TORCH_FOR_CPU]
     # --no-deps: PyTorch's own index has little else; the rest comes in the next step, from the usual place.
-    pip(show, machine, "torch", "install", "--no-deps", "--force-reinstall", *options, wanted)
+    try:
+        pip(show, machine, "torch", "install", "--no-deps", "--force-reinstall", *options, wanted)
+    except Stop as problem:
+        where = f"\nPyTorch for the CPU was asked of {TORCH_FOR_CPU}." if options else ""
+        raise Stop(f"{problem}{where}") from None
 
 
 # torch/version.py says for which CUDA torch was built; importing torch to ask would take seconds.
@@ -337,7 +342,9 @@ def check_torch(machine: Machine) -> str:
 
 def pip(show: Steps, machine: Machine, title: str, *arguments: str) -> None:
     """Run pip, showing what it does in one moving line. Raises Stop with what its failure means."""
-    command = [str(PYTHON), "-m", "pip", *arguments, "--disable-pip-version-check", "--no-input"]
+    # --no-compile: Python compiles what it imports when it first does; all of it now would double the wait.
+    options = ["--no-compile", "--disable-pip-version-check", "--no-input"]
+    command = [str(PYTHON), "-m", "pip", *arguments, *options]
 
     def run() -> str:
         log(f"$ {' '.join(command)}\n")
