@@ -1,5 +1,6 @@
 """The engine on the real model: the tokens of Transformers, the text of the tokens, and the terminal."""
 
+import json
 import os
 import re
 import signal
@@ -12,10 +13,11 @@ import pytest
 import torch
 
 from course_lib import assets
-from course_lib.bench.decode import transformers_config, transformers_twin
+from course_lib.bench.decode import race, save, transformers_config, transformers_twin
 from course_lib.cache import ContiguousCache
 from course_lib.decode import SamplingParams, generate_cached
 from course_lib.engine import LLM, ChatTemplate
+from course_lib.engine.calibrate import fastest_threads
 from course_lib.engine.choose import choose
 from course_lib.hardware.detect import detect
 from course_lib.model import CheckpointError, load_model, open_checkpoint
@@ -300,6 +302,49 @@ def test_choice_of_dtype_and_device():
     assert choose("cpu", machine=plain).dtype == torch.float32
     assert choose("cpu", machine=modern).dtype == torch.bfloat16
     assert "AMX" in choose("cpu", machine=modern).dtype_why
+
+
+def test_threads_are_counted_up_only_while_they_pay(monkeypatch):
+    """Pretended machines, by how long one token takes with 1, 2, 4 and 8 threads."""
+    threads_before = torch.get_num_threads()
+    now = 0.0
+    monkeypatch.setattr("course_lib.engine.calibrate.time.perf_counter", lambda: now)
+
+    def chosen(cores: int, **milliseconds: int) -> int:
+        def step() -> None:
+            nonlocal now
+            now += milliseconds[f"t{torch.get_num_threads()}"] / 1000
+
+        best, why = fastest_threads(step, cores)
+        assert torch.get_num_threads() == best
+        assert f"{milliseconds['t1']} ms with 1" in why
+        return best
+
+    assert chosen(1, t1=30) == 1
+    assert chosen(2, t1=30, t2=20) == 2
+    assert chosen(2, t1=30, t2=90) == 1  # somebody else holds the second core
+    assert chosen(2, t1=30, t2=29) == 1
+    assert chosen(8, t1=30, t2=18, t4=12, t8=13) == 4
+    assert chosen(6, t1=30, t2=18, t4=12, t6=9) == 6
+    torch.set_num_threads(threads_before)
+
+
+# Speed
+
+
+def test_decoding_is_faster_than_transformers(path, tmp_path):
+    """In turns, on one thread, in this machine's own number format; `make bench` measures at more length.
+
+    The best round of each counts, and there are three tries: whoever else uses this machine slows either.
+    """
+    for _ in range(3):
+        run = race(dtype="auto", new_tokens=16, rounds=4, threads=1)
+        assert len(run.ours) == len(run.transformers) == 4
+        saved = json.loads(save([run], tmp_path).read_text())
+        assert saved["races"][0]["ours"] == run.ours and saved["races"][0]["ratio"] == run.ratio
+        if max(run.ours) > max(run.transformers):
+            return
+    pytest.fail(f"slower than Transformers: {run.ours} against {run.transformers} tokens/s")
 
 
 # The terminal

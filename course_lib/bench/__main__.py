@@ -27,6 +27,8 @@ def main(
         with console.status(f"{dtype}: {rounds} rounds of {tokens} tokens each"):
             races.append(decode.race(model, dtype.strip(), tokens, rounds, threads))
     console.print(decode.table(races))
+    for note in decode.notes(races):
+        console.print(note, style="dim", highlight=False)
     console.print(f"every round: {decode.save(races, out)}", style="dim", highlight=False)
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from course_lib.decode.sampler import SamplingParams
+from course_lib.engine.calibrate import fastest_threads
 from course_lib.engine.llm import LLM, Completion, model_path
 from course_lib.hardware.detect import detect
 from course_lib.model.config import ModelConfig
@@ -29,7 +30,7 @@ class Race:
     """Both engines in one number format. Speed: new tokens over the whole call, prompt included."""
 
     dtype: str
-    threads: int
+    threads: tuple[int, int]  # ours, Transformers'
     prompt_tokens: int
     new_tokens: int
     bytes_per_token: int
@@ -38,12 +39,13 @@ class Race:
     transformers: list[float] = field(default_factory=list)
     first_token: list[float] = field(default_factory=list)  # seconds, ours
 
+    def ratios(self) -> list[float]:
+        return [ours / theirs for ours, theirs in zip(self.ours, self.transformers, strict=True)]
+
     @property
     def ratio(self) -> float:
         """Median over the rounds of our speed divided by Transformers'."""
-        return statistics.median(
-            ours / theirs for ours, theirs in zip(self.ours, self.transformers, strict=True)
-        )
+        return statistics.median(self.ratios())
 
     @property
     def gigabytes_per_second(self) -> float:
@@ -88,19 +90,33 @@ def race(
     rounds: int = 5,
     threads: int | None = None,
 ) -> Race:
-    """Let both engines write `new_tokens` tokens greedily, `rounds` times each, in turns."""
+    """Let both engines write `new_tokens` tokens greedily, `rounds` times each, in turns.
+
+    Without `threads` each runs with the number that is fastest for it, measured at the start.
+    """
     llm = LLM(model, "cpu", dtype, threads)
     weights = dict(load_model(open_checkpoint(model_path(model)), dtype=llm.choice.dtype).named_weights())
     twin = transformers_twin(llm.config, weights, llm.choice.dtype)
+    one = torch.zeros(1, 1, dtype=torch.long)
+    counts = (
+        (threads, threads)
+        if threads
+        else (
+            fastest_threads(llm.step, detect().cores)[0],
+            fastest_threads(lambda: twin(one, use_cache=False), detect().cores)[0],
+        )
+    )
     messages = [{"role": "user", "content": QUESTION}]
     prompt = torch.tensor([llm.encode(messages)])
     params = SamplingParams(temperature=0, max_tokens=new_tokens, ignore_eos=True)
 
     def ours() -> Completion:
+        torch.set_num_threads(counts[0])
         llm.cached_ids = []  # no head start from the round before
         return llm.stream(messages, params).finish()
 
     def theirs() -> list[int]:
+        torch.set_num_threads(counts[1])
         with torch.inference_mode():
             written = twin.generate(
                 prompt,
@@ -114,7 +130,7 @@ def race(
     pairs = zip(ours().token_ids, theirs(), strict=True)  # a warm-up, and the truth: both write the same
     result = Race(
         dtype=str(llm.choice.dtype).removeprefix("torch."),
-        threads=torch.get_num_threads(),
+        threads=counts,
         prompt_tokens=prompt.shape[1],
         new_tokens=new_tokens,
         bytes_per_token=llm.config.parameters * llm.choice.dtype.itemsize,
@@ -136,28 +152,39 @@ def table(races: list[Race]) -> Any:
     """What a person reads."""
     from rich.table import Table
 
+    first = races[0]
     shown = Table(
-        title=f"Decoding, batch 1, {races[0].new_tokens} tokens after a prompt of {races[0].prompt_tokens}"
+        title=f"Decoding, batch 1: {first.new_tokens} new tokens after {first.prompt_tokens}, median rounds",
+        caption="tok/s over the whole call, prompt included; ratio within each round, lowest to highest",
     )
-    for name in ("numbers", "ours", "Transformers", "ratio", "first token", "weights read", "same tokens"):
-        shown.add_column(name, justify="left" if name == "numbers" else "right")
+    for name in ("numbers", "ours", "Transformers", "ratio", "first token", "reads"):
+        shown.add_column(name, justify="left" if name == "numbers" else "right", no_wrap=True)
     for entry in races:
+        ratios = entry.ratios()
         shown.add_row(
             entry.dtype,
-            f"{statistics.median(entry.ours):.1f} tok/s",
-            f"{statistics.median(entry.transformers):.1f} tok/s",
-            f"{entry.ratio:.2f}",
+            f"{statistics.median(entry.ours):.1f}",
+            f"{statistics.median(entry.transformers):.1f}",
+            f"{entry.ratio:.2f} ({min(ratios):.2f}-{max(ratios):.2f})",
             f"{statistics.median(entry.first_token) * 1e3:.0f} ms",
             f"{entry.gigabytes_per_second:.1f} GB/s",
-            f"{entry.same_tokens} of {entry.new_tokens}",
         )
     return shown
+
+
+def notes(races: list[Race]) -> list[str]:
+    """What the table has no room for."""
+    return [
+        f"{entry.dtype}: {entry.threads[0]} threads for ours, {entry.threads[1]} for Transformers; "
+        f"the first {entry.same_tokens} of {entry.new_tokens} tokens are the same"
+        for entry in races
+    ]
 
 
 def save(races: list[Race], folder: Path) -> Path:
     """Write the runs, every round of them, to a JSON file named by the time."""
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"decode-{datetime.now(UTC):%Y%m%dT%H%M%S}.json"
+    path = folder / f"decode-{datetime.now(UTC):%Y%m%dT%H%M%S%f}.json"
     content = {
         "machine": str(detect()),
         "torch": torch.__version__,

@@ -22,8 +22,8 @@ class Choice:
     device_why: str
     dtype: torch.dtype
     dtype_why: str
-    threads: int
-    threads_why: str
+    threads: int | None = None  # None: still to be measured, see `calibrate`
+    threads_why: str = ""
 
     @property
     def pack(self) -> bool:
@@ -37,7 +37,7 @@ class Choice:
             "device": f"{self.device}: {self.device_why}",
             "numbers": f"{str(self.dtype).removeprefix('torch.')}: {self.dtype_why}",
         }
-        if self.device.type == "cpu":
+        if self.device.type == "cpu" and self.threads:
             reasons["threads"] = f"{self.threads}: {self.threads_why}"
         return reasons
 
@@ -60,7 +60,7 @@ def choose(
     elif os.environ.get("OMP_NUM_THREADS", "").isdigit():
         count, threads_why = int(os.environ["OMP_NUM_THREADS"]), "OMP_NUM_THREADS"
     else:
-        count, threads_why = machine.cores, "one for each core"
+        count, threads_why = None, ""
     return Choice(where, device_why, kind, dtype_why, count, threads_why)
 
 

@@ -13,8 +13,10 @@ from course_lib import assets
 from course_lib.cache.contiguous import ContiguousCache
 from course_lib.decode.generate import generate_cached
 from course_lib.decode.sampler import SamplingParams
+from course_lib.engine.calibrate import fastest_threads
 from course_lib.engine.chat_template import ChatTemplate, Message
 from course_lib.engine.choose import choose
+from course_lib.hardware.detect import detect
 from course_lib.model.errors import CheckpointError
 from course_lib.model.load import GGUFCheckpoint, load_model, open_checkpoint
 from course_lib.tokenizer import Tokenizer
@@ -91,7 +93,6 @@ class LLM:
         self.config = checkpoint.config
         self.tokenizer = Tokenizer.from_gguf(checkpoint.metadata)
         self.model = load_model(checkpoint, self.choice.device, self.choice.dtype, pack=self.choice.pack)
-        torch.set_num_threads(self.choice.threads)
         template = checkpoint.metadata.get("tokenizer.chat_template")
         vocab = self.tokenizer.vocab
         names = {
@@ -101,6 +102,15 @@ class LLM:
         self.chat_template = ChatTemplate(template, names) if template else None
         self.cache = ContiguousCache(self.config, 256, dtype=self.choice.dtype, device=self.choice.device)
         self.cached_ids: list[int] = []
+        if self.choice.device.type == "cpu" and self.choice.threads is None:
+            count, why = fastest_threads(self.step, detect().cores)
+            self.choice = replace(self.choice, threads=count, threads_why=why)
+        torch.set_num_threads(self.choice.threads or detect().cores)
+
+    def step(self) -> None:
+        """The work of one token, for measuring; leaves nothing in the cache."""
+        self.model(torch.zeros(1, 1, dtype=torch.long), self.cache)
+        self.cache.truncate(0)
 
     def encode(self, prompt: Prompt) -> list[int]:
         """Token ids of a prompt; only a chat template writes special tokens."""
