@@ -59,13 +59,13 @@ lessons: setup ## build the notebooks from solutions/*/lesson.md; N=5 for one da
 	@$(venv)/python -m course_lib.classroom lessons $(if $(N),--day "$$N")
 
 lint: setup ## check style, types and which room imports which
-	@$(venv)/ruff check --quiet .
+	@$(venv)/ruff check --quiet --output-format concise .
 	@$(venv)/mypy --no-error-summary
 	@$(venv)/lint-imports --no-cache > .course/imports.log || { cat .course/imports.log; exit 1; }
 
-test: lint ## the project's own tests, and a proof of the days that changed
+test: lint data ## the project's own tests, and a proof of the days that changed
 	@$(venv)/pytest -n 2 --dist loadscope
 
-test-all: lint ## the same, with a proof of every day
+test-all: lint data ## the same, with a proof of every day
 	@$(venv)/pytest -n 2 --dist loadscope
 	@$(venv)/python -m course_lib.classroom prove --all
