@@ -5,6 +5,8 @@ error's type, check by check. Comparing only which checks fail would be wrong a 
 306 mutants).
 """
 
+import time
+
 from course_lib.classroom import checking
 from course_lib.classroom.lesson import Exercise
 from course_lib.classroom.sandbox import Job, Outcome, Sandbox
@@ -20,27 +22,37 @@ _MUTE = (
 )
 
 
-def looks_as_if(sandbox: Sandbox, exercise: Exercise, verdict: "checking.ExerciseVerdict") -> str:
-    """What is wrong (`says` of a wrong solution) if all outcomes of the two agree, else ""."""
+def looks_as_if(
+    sandbox: Sandbox, exercise: Exercise, verdict: "checking.ExerciseVerdict", budget: float = float("inf")
+) -> str:
+    """What is wrong (`says` of a wrong solution) if all outcomes of the two agree, else "".
+
+    After `budget` seconds nothing more is run, and a mistake that is not yet found stays unnamed.
+    """
+    end = time.monotonic() + budget
     if exercise.kind == "quiz":
         return ""  # its reason is the message already
     seen = {c.index: c.outcome for c in verdict.checks if c.outcome is not None}
     failures = [o for o in seen.values() if not o.passed]
     if not failures or all(o.fingerprint.startswith(_MUTE) for o in failures):
         return ""
-    matches = [w.says for w in exercise.wrongs if _matches(sandbox, exercise, w.source, seen)]
+    matches = [w.says for w in exercise.wrongs if _matches(sandbox, exercise, w.source, seen, end)]
     return matches[0] if len(set(matches)) == 1 else ""
 
 
 _known: dict[tuple[int, str, int, str, str], str] = {}  # fingerprints of wrong solutions, run once a process
 
 
-def _matches(sandbox: Sandbox, exercise: Exercise, source: str, seen: dict[int, Outcome]) -> bool:
+def _matches(
+    sandbox: Sandbox, exercise: Exercise, source: str, seen: dict[int, Outcome], end: float = float("inf")
+) -> bool:
     # Failing checks first: most wrong solutions part there, and the rest need not be run.
     for index, outcome in sorted(seen.items(), key=lambda item: item[1].passed):
         check = exercise.checks[index]
         key = (sandbox.day, exercise.name, index, source, check.source)
         if key not in _known:
+            if time.monotonic() > end:
+                return False
             timeout = check.timeout if outcome.status == "timeout" else min(check.timeout, 3.0)
             _known[key] = _mark(sandbox.run(Job(exercise.name, index, source, timeout=timeout)))
         if _known[key] != _mark(outcome):

@@ -152,10 +152,11 @@ class Bench:
         if exercise.kind == "quiz":
             self.quiz()
             return None
-        source = self.job.get("check_source")
+        source = self.job["check_source"]
         if source is None:
             source = exercise.checks[index].source
-        namespace = self.namespace
+        # Of several checks in one process each has the names to itself.
+        namespace = self.namespace if self.job["check_index"] is not None else dict(self.namespace)
         namespace.update(expect.NAMES)
         if exercise.kind == "repair":
             namespace["broken"] = self.broken()
