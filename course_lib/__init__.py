@@ -1,4 +1,4 @@
-"""course_lib: a library that grows, day by day, into an inference engine, and the answer key of the course."""
+"""course_lib: a library that grows, day by day, into an inference engine; and the course's answer key."""
 
 import os
 
