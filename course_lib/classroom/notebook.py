@@ -291,9 +291,9 @@ def _verdict(lesson: Lesson, exercise: Exercise, source: str) -> Any:
     try:
         sandbox = _BENCH.get(lesson.day)
         verdict = check_exercise(sandbox, exercise, source, diagnose=False)
-        # Who waits for a verdict does not wait for a slow solution's known mistakes: `make check-day` tells those.
+        # A notebook does not wait for what a slow solution's known mistakes do; `make check-day` does.
         failure = verdict.first_failure
-        if failure is not None and failure.outcome.status != "timeout":
+        if failure is not None and failure.outcome is not None and failure.outcome.status != "timeout":
             verdict = replace(verdict, diagnosis=looks_as_if(sandbox, exercise, verdict, budget=1.0))
     except SandboxError as problem:
         raise Friendly(f"The check could not run, through no fault of your code: {problem}") from None
