@@ -9,7 +9,7 @@ from scipy import stats
 
 from course_lib.cache import ContiguousCache
 from course_lib.decode import Sampler, SamplingParams, generate_cached, generate_uncached
-from course_lib.decode.sampler import draw, uniform
+from course_lib.decode.sampler import draw, keep_top_p, uniform
 from course_lib.model import Decoder, ModelConfig
 
 LOGITS = torch.tensor([2.0, 1.5, 1.5, 0.7, 0.1, -0.3, -1.0, -2.0, -2.2, -4.0, -9.0, -torch.inf])
@@ -31,7 +31,8 @@ def expected(params: SamplingParams) -> np.ndarray:
         if mass < params.top_p:
             kept.add(i)
         mass += probs[i]
-    probs = np.array([p if i in kept and p >= params.min_p * probs.max() else 0 for i, p in enumerate(probs)])
+    border = max(min(probs[i] for i in kept), params.min_p * probs.max())
+    probs = np.where(probs >= border, probs, 0)
     return probs / probs.sum()
 
 
@@ -75,6 +76,18 @@ def test_the_chi_square_would_notice():
     probs = expected(SamplingParams())
     counts = np.bincount(tokens.numpy(), minlength=len(LOGITS))
     assert stats.chisquare(counts[:-1], probs[:-1] * DRAWS).pvalue < 1e-4
+
+
+def test_top_p_beyond_the_first_thousand():
+    """A flat distribution over 5,000 tokens: the set is found by sorting them all."""
+    torch.manual_seed(3)
+    probs = torch.softmax(torch.randn(2, 5000) * 0.1, -1)
+    kept = keep_top_p(probs, torch.tensor([[0.3], [0.9]]))
+    for row, p in zip(range(2), (0.3, 0.9), strict=True):
+        ranked = probs[row].double().sort(descending=True).values
+        size = int((ranked.cumsum(0) < p).sum()) + 1
+        assert abs(int((kept[row] > 0).sum()) - size) <= 1  # float32 and float64 sums may differ by one token
+        assert kept[row][kept[row] > 0].min() >= probs[row][kept[row] == 0].max()
 
 
 def test_uniform_numbers():

@@ -258,7 +258,7 @@ def test_next_turn_reads_only_what_is_new(llm):
     dialog = [*user("Tell me about owls."), {"role": "assistant", "content": first.text}, *user("Shorter!")]
     second = llm.stream(dialog, params).finish()
     assert second.reused >= first.prompt_tokens
-    llm.cached_ids = []
+    llm.forget()
     again = llm.stream(dialog, params).finish()
     assert again.reused == 0 and again.token_ids == second.token_ids
     exactly = llm.stream(dialog, params).finish()
@@ -278,9 +278,20 @@ def test_stopping_in_the_middle(llm):
     begun = "".join(piece for piece, _ in zip(stream, range(5), strict=False))
     stream.pieces.close()
     assert stream.completion.finish_reason == "cancelled"
-    assert len(llm.cached_ids) == llm.cache.length
     whole = llm.stream(user("Count to one hundred."), GREEDY).finish()
     assert whole.text.startswith(begun)
+
+
+def test_two_answers_at_once(llm):
+    """The second takes the cache over and is right; the first is told, and spoils nothing."""
+    params = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True)
+    alone = llm.stream(user("Name a color."), params).finish().text
+    first = iter(llm.stream(user("Name an animal."), params))
+    next(first)
+    assert llm.stream(user("Name a color."), params).finish().text == alone
+    with pytest.raises(RuntimeError, match="Another answer has begun"):
+        list(first)
+    assert llm.stream(user("Name a color."), params).finish().text == alone
 
 
 def test_prompts_that_cannot_run(llm):

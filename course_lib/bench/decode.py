@@ -112,7 +112,7 @@ def race(
 
     def ours() -> Completion:
         torch.set_num_threads(counts[0])
-        llm.cached_ids = []  # no head start from the round before
+        llm.forget()  # no head start from the round before
         return llm.stream(messages, params).finish()
 
     def theirs() -> list[int]:

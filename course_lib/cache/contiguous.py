@@ -66,8 +66,10 @@ class ContiguousCache:
         if tokens <= self.capacity:
             return
         grown = max(tokens, 2 * self.capacity)
-        for name in ("keys", "values"):
-            old: Tensor = getattr(self, name)
+
+        def larger(old: Tensor) -> Tensor:
             new = old.new_empty((*old.shape[:3], grown, old.shape[4]))
             new[:, :, :, : self.length] = old[:, :, :, : self.length]
-            setattr(self, name, new)
+            return new
+
+        self.keys, self.values = larger(self.keys), larger(self.values)

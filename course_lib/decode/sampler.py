@@ -71,14 +71,18 @@ def keep_top_k(probs: Float[Tensor, "B V"], k: Sequence[int]) -> Float[Tensor, "
 
 
 def keep_top_p(probs: Float[Tensor, "B V"], p: Float[Tensor, "B 1"]) -> Float[Tensor, "B V"]:
-    """Zero what lies outside the smallest set of tokens that holds a share p of the row's total.
+    """Zero what lies outside the smallest set of tokens that holds a share p of the row's total; ties stay.
 
     Source: Holtzman et al. (2019), "The Curious Case of Neural Text Degeneration", section 3.1.
     """
-    ranked, order = probs.sort(dim=-1, descending=True)  # (B, V)
+    share = p * probs.sum(-1, keepdim=True)  # (B, 1)
+    # A few hundred tokens hold nearly everything, and finding them is ten times faster than sorting all.
+    ranked = probs.topk(min(1024, probs.shape[-1]), dim=-1).values
+    if (ranked.sum(-1, keepdim=True) < share).any():
+        ranked = probs.sort(dim=-1, descending=True).values  # (B, V)
     before = ranked.cumsum(-1) - ranked  # what the more probable tokens hold together
-    ranked = torch.where(before < p * ranked.sum(-1, keepdim=True), ranked, 0.0)
-    return torch.zeros_like(probs).scatter(1, order, ranked)
+    border = ranked.gather(1, (before < share).sum(-1, keepdim=True) - 1)  # (B, 1)
+    return torch.where(probs >= border, probs, 0.0)
 
 
 def keep_min_p(probs: Float[Tensor, "B V"], min_p: Float[Tensor, "B 1"]) -> Float[Tensor, "B V"]:

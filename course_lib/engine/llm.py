@@ -91,7 +91,15 @@ class LLM:
         known = assets.CATALOG.get(str(model))
         self.name = known.title if known else checkpoint.path.stem
         self.config = checkpoint.config
-        self.tokenizer = Tokenizer.from_gguf(checkpoint.metadata)
+        try:
+            self.tokenizer = Tokenizer.from_gguf(checkpoint.metadata)
+        except (KeyError, ValueError) as error:
+            raise CheckpointError(
+                f"The vocabulary of {checkpoint.path.name} is of no use: {error}."
+            ) from error
+        begins = checkpoint.metadata.get("tokenizer.ggml.add_bos_token", False)
+        bos = self.config.bos_token_id
+        self.prefix = [bos] if begins and bos is not None else []
         self.model = load_model(checkpoint, self.choice.device, self.choice.dtype, pack=self.choice.pack)
         template = checkpoint.metadata.get("tokenizer.chat_template")
         vocab = self.tokenizer.vocab
@@ -101,7 +109,7 @@ class LLM:
         }
         self.chat_template = ChatTemplate(template, names) if template else None
         self.cache = ContiguousCache(self.config, 256, dtype=self.choice.dtype, device=self.choice.device)
-        self.cached_ids: list[int] = []
+        self.sequence: list[int] = []  # the latest request's tokens: the cache holds the first of them
         if self.choice.device.type == "cpu" and self.choice.threads is None:
             count, why = fastest_threads(self.step, detect().cores)
             self.choice = replace(self.choice, threads=count, threads_why=why)
@@ -113,15 +121,17 @@ class LLM:
         self.cache.truncate(0)
 
     def encode(self, prompt: Prompt) -> list[int]:
-        """Token ids of a prompt; only a chat template writes special tokens."""
+        """Token ids of a prompt; what a user typed never becomes a special token."""
         if isinstance(prompt, str):
-            return self.tokenizer.encode(prompt)
+            return self.prefix + self.tokenizer.encode(prompt)
         if self.chat_template is None:
             raise ValueError(f"{self.name} has no chat template: give it a text to continue, not messages.")
         return self.chat_template.encode(prompt, self.tokenizer)
 
     def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Stream:
         """Start an answer. Its text comes from iterating; leaving the loop early stops the work.
+
+        There is one cache, so an answer that is not read to its end is over once the next one begins.
 
         Raises:
             ValueError: the prompt is empty or longer than the model's context.
@@ -152,30 +162,29 @@ class LLM:
         """Yield text as soon as it is certain, and keep the books in `completion`."""
         started = first = time.perf_counter()
         completion.reused = self.rewind(ids)
+        self.sequence = sequence = list(ids)
         stops = {*params.stop_token_ids, *(() if params.ignore_eos else self.config.eos_token_ids)}
         detokenizer = self.tokenizer.detokenizer()
-        sequence = list(ids)
-        try:
-            for token in generate_cached(self.model, ids, params, self.cache, self.config.eos_token_ids):
-                now = time.perf_counter()
-                if not completion.token_ids:
-                    first, completion.time_to_first_token = now, now - started
-                completion.decode_seconds = now - first
-                completion.token_ids.append(token)
-                sequence.append(token)
-                if token in stops:
-                    completion.finish_reason = "stop"
-                    break
-                if piece := detokenizer.push(token):
-                    completion.text += piece
-                    yield piece
-            else:
-                completion.finish_reason = "length"
-            if piece := detokenizer.flush():
+        for token in generate_cached(self.model, ids, params, self.cache, self.config.eos_token_ids):
+            now = time.perf_counter()
+            if not completion.token_ids:
+                first, completion.time_to_first_token = now, now - started
+            completion.decode_seconds = now - first
+            completion.token_ids.append(token)
+            sequence.append(token)
+            if token in stops:
+                completion.finish_reason = "stop"
+                break
+            if piece := detokenizer.push(token):
                 completion.text += piece
                 yield piece
-        finally:
-            self.cached_ids = sequence[: self.cache.length]
+                if self.sequence is not sequence:
+                    raise RuntimeError("Another answer has begun since: this one cannot go on.")
+        else:
+            completion.finish_reason = "length"
+        if piece := detokenizer.flush():
+            completion.text += piece
+            yield piece
 
     def rewind(self, ids: list[int]) -> int:
         """Cut the cache back to what it shares with the beginning of `ids`; returns how many tokens that is.
@@ -183,12 +192,16 @@ class LLM:
         At least the last token of the prompt is computed again, since its logits choose the next one.
         """
         shared = 0
-        for old, new in zip(self.cached_ids, ids[:-1], strict=False):
+        for old, new in zip(self.sequence[: self.cache.length], ids[:-1], strict=False):
             if old != new:
                 break
             shared += 1
         self.cache.truncate(shared)
         return shared
+
+    def forget(self) -> None:
+        """Empty the cache: the next prompt is read as if it were the first."""
+        self.cache.truncate(0)
 
 
 def model_path(model: str | Path) -> Path:
