@@ -5,6 +5,7 @@ import math
 import multiprocessing
 import re
 from datetime import date, timedelta
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -391,3 +392,51 @@ def test_a_day_may_be_written_as_people_do(course):
     day = lessons.available_days()[0]
     for text in (str(day), f" {day} ", f"day {day}", f"Day_{day:02d}"):
         assert cli.parse_day(text, "check-day") == day
+
+
+# make start
+
+
+def test_start_opens_the_first_unfinished_day_and_keeps_a_copy_before(course):
+    from course_lib.classroom import start
+
+    first, *others = lessons.available_days()
+    assert start.choose_day() == first
+    path = start.prepare(first)
+    assert path.is_file(), "a missing notebook is put in place"
+    copies = list((course / ".course" / "backups").rglob("lesson.ipynb"))
+    assert [copy.read_bytes() for copy in copies] == [path.read_bytes()]
+    start.prepare(first)
+    assert len(list((course / ".course" / "backups").rglob("lesson.ipynb"))) == 1, (
+        "before the first time only"
+    )
+    with progress.edit() as kept:
+        progress.day_entry(kept, first)["passed_at"] = "2026-11-21T12:00:00"
+    assert start.choose_day() == (others[0] if others else first)
+    assert start.choose_day(first) == first
+
+
+def test_jupyterlab_listens_on_this_machine_only_and_asks_nobody_for_news(course):
+    from course_lib.classroom import start
+
+    port = start.free_port()
+    words = start.command(start.prepare(1), browser=False, port=port)
+    assert "--ServerApp.ip=127.0.0.1" in words
+    assert "--no-browser" in words
+    assert not any("secret" in word for word in words)
+    environment = start.environment("secret")
+    folder = environment["JUPYTER_CONFIG_PATH"].split(":")[0]
+    settings = json.loads((Path(folder) / "labconfig" / "default_setting_overrides.json").read_text())
+    assert settings["@jupyterlab/apputils-extension:notification"]["fetchNews"] == "false"
+    assert environment["JUPYTER_TOKEN"] == "secret"
+
+
+def test_a_taken_port_is_passed_over():
+    import socket
+
+    from course_lib.classroom import start
+
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+        assert start.free_port(port) != port

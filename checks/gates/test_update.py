@@ -1,6 +1,6 @@
 """An update never loses a learner's text: the merge rule, fuzzed, and upgrades by git in scratch clones."""
 
-import copy
+import json
 import random
 import re
 import shutil
@@ -27,6 +27,10 @@ WORDS = [
     "rope",
     "query",
 ]
+
+
+def copied(what):
+    return json.loads(json.dumps(what))
 
 
 class Course:
@@ -64,7 +68,7 @@ class Course:
 
     def next_version(self, notebook: merge.Notebook) -> merge.Notebook:
         """The course's next version: cells changed, added, dropped, moved; ids of prose shifted."""
-        new, rng = copy.deepcopy(notebook), self.rng
+        new, rng = copied(notebook), self.rng
         cells = new["cells"]
         for _ in range(rng.randint(0, 5)):
             what, at = rng.random(), rng.randrange(len(cells) + 1)
@@ -104,7 +108,7 @@ class Learner:
         return f"{self.who} {self.rng.getrandbits(60):x}.{self.counter}"
 
     def work(self, notebook: merge.Notebook, most: int = 6) -> merge.Notebook:
-        new = copy.deepcopy(notebook)
+        new = copied(notebook)
         for _ in range(self.rng.randint(0, most)):
             self.rng.choice(self.HABITS)(self, new["cells"])
         return new
@@ -135,7 +139,7 @@ class Learner:
 
     def duplicate(self, cells: list[merge.Cell]) -> None:
         if cells:
-            twin = copy.deepcopy(self.rng.choice(cells))
+            twin = copied(self.rng.choice(cells))
             if self.rng.random() < 0.8:
                 twin["id"] = f"{self.rng.getrandbits(40):x}"
             cells.insert(self.rng.randint(0, len(cells)), twin)
@@ -143,7 +147,7 @@ class Learner:
     def split(self, cells: list[merge.Cell]) -> None:
         if cells:
             at = self.rng.randrange(len(cells))
-            first, second = copy.deepcopy(cells[at]), copy.deepcopy(cells[at])
+            first, second = copied(cells[at]), copied(cells[at])
             lines = merge.source(cells[at]).split("\n")
             cut = self.rng.randint(0, len(lines))
             first["source"], second["source"] = "\n".join(lines[:cut]), "\n".join(lines[cut:])
@@ -342,7 +346,7 @@ class Clones:
 
     def release(self):
         """The course's next version: the solved exercise's stub, two texts and a new exercise."""
-        new = copy.deepcopy(self.shipped)
+        new = copied(self.shipped)
         cells = new["cells"]
         cells[1] = self.course.cell("prose", "text.0", "A better introduction.")
         cells[2] = self.course.cell(
@@ -546,13 +550,13 @@ def test_what_keeps_a_clone_from_updating_is_said(clones, arrange, says):
 def test_notes_are_replaced_and_deleted_cells_stay_deleted():
     course = Course(random.Random(0))
     shipped = [course.cell("prose", "text.0"), course.cell("exercise", "a.b"), course.cell("code", "code.0")]
-    first = {"cells": copy.deepcopy(shipped), "metadata": {}, "nbformat": 4, "nbformat_minor": 5}
+    first = {"cells": copied(shipped), "metadata": {}, "nbformat": 4, "nbformat_minor": 5}
     versions: list[merge.Notebook] = [first]
     for number in (1, 2):
-        new = copy.deepcopy(versions[-1])
+        new = copied(versions[-1])
         new["cells"][1] = course.cell("exercise", "a.b", f"stub number {number}")
         versions.append(new)
-    mine = copy.deepcopy(versions[0])
+    mine = copied(versions[0])
     mine["cells"][1]["source"] = "my solution"
     del mine["cells"][2]
     for old, new in pairwise(versions):
