@@ -428,7 +428,8 @@ def _given_text(given: Any) -> str:
 def _fail(
     message: str, given: Any, want: Any = _NOTHING, got: Any = _NOTHING, kind: str = "value"
 ) -> NoReturn:
-    mark = f"{kind}: {fingerprint(got)}" if got is not _NOTHING else f"{kind}: {message}"
+    # The input belongs to it: a check may call several times, and which call fails tells mistakes apart.
+    mark = f"{kind}: {fingerprint(got) if got is not _NOTHING else message} {fingerprint(str(given))}"
     raise CheckFailure(
         message,
         given if isinstance(given, _Given) else _given_text(given),
@@ -517,6 +518,11 @@ def error_text(error: BaseException) -> str:
     return f"{text} ({place})" if place else text
 
 
+def error_mark(error: BaseException, given: str = "") -> str:
+    """The fingerprint of an error: equal for equal errors on equal inputs."""
+    return f"error: {type(error).__name__}: {str(error)[:80]} {fingerprint(given) if given else ''}"
+
+
 def _snapshot(x: Any) -> Any:
     try:
         return copy.deepcopy(x)
@@ -574,7 +580,7 @@ class Expectation:
             if isinstance(self.error, CheckFailure):
                 raise self.error
             raise CheckFailure(
-                error_text(self.error), self.given, kind=name, fingerprint=f"error: {name}"
+                error_text(self.error), self.given, kind=name, fingerprint=error_mark(self.error, self.given)
             ) from self.error
         return self._result
 
@@ -615,7 +621,8 @@ class Expectation:
         if not isinstance(self.error, types):
             name = type(self.error).__name__
             message = f"expected {names}, got {error_text(self.error)}"
-            raise CheckFailure(message, self.given, kind=name, fingerprint=f"error: {name}") from self.error
+            mark = error_mark(self.error, self.given)
+            raise CheckFailure(message, self.given, kind=name, fingerprint=mark) from self.error
         if match and not re.search(match, str(self.error)):
             message = f"the message of the {names} should mention {match!r}"
             _fail(message, self.given, got=str(self.error), kind="message")

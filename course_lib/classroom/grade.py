@@ -459,6 +459,9 @@ def main(arguments: list[str]) -> int:
     except (GradeError, SandboxError, checking.NoChecks, lessons.LessonError) as problem:
         scoreboard.complain(str(problem))
         return 2
+    except KeyboardInterrupt:
+        scoreboard.complain("stopped before the end; nothing was recorded")
+        return 130
     scoreboard.show(report)
     return report.exit_status
 

@@ -276,7 +276,7 @@ def _verdict(error: BaseException, stage: str) -> dict[str, Any]:
     elif not expect.cell_line(error):
         where = "by the check" if stage == "check" else "before your cell ran"
         text = f"{text}; raised {where}{_at_check(error)}"
-    return said("error", name, text, f"error: {name}")
+    return said("error", name, text, expect.error_mark(error))
 
 
 def _out_of_memory(error: BaseException) -> bool:
