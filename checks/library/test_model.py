@@ -3,6 +3,8 @@
 import contextlib
 import json
 import random
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -166,6 +168,18 @@ def test_longer_than_the_models_positions(folder):
     model = load_model(open_checkpoint(folder))
     with pytest.raises(ValueError, match="65 tokens do not fit: the model has 64 positions"):
         model(torch.zeros(1, 65, dtype=torch.long))
+
+
+def test_rooms_are_entered_without_torch():
+    """Week 1 is NumPy: naming a room of the library must not cost the second that importing torch takes."""
+    program = (
+        "import sys, course_lib.model, course_lib.cache, course_lib.decode, course_lib.engine\n"
+        "assert 'torch' not in sys.modules\n"
+        "from course_lib.model import rms_norm, ModelConfig\n"
+        "assert 'torch' in sys.modules\n"
+        "assert not hasattr(course_lib.model, 'no_such_part')"
+    )
+    subprocess.run([sys.executable, "-c", program], cwd=Path(__file__).parents[2], check=True)
 
 
 # Configurations

@@ -155,7 +155,7 @@ def table(races: list[Race]) -> Any:
     first = races[0]
     shown = Table(
         title=f"Decoding, batch 1: {first.new_tokens} new tokens after {first.prompt_tokens}, median rounds",
-        caption="tok/s over the whole call, prompt included; ratio within each round, lowest to highest",
+        caption="tok/s over the whole call, prompt included; ratio: median (lowest-highest)",
     )
     for name in ("numbers", "ours", "Transformers", "ratio", "first token", "reads"):
         shown.add_column(name, justify="left" if name == "numbers" else "right", no_wrap=True)
@@ -175,8 +175,8 @@ def table(races: list[Race]) -> Any:
 def notes(races: list[Race]) -> list[str]:
     """What the table has no room for."""
     return [
-        f"{entry.dtype}: {entry.threads[0]} threads for ours, {entry.threads[1]} for Transformers; "
-        f"the first {entry.same_tokens} of {entry.new_tokens} tokens are the same"
+        f"{entry.dtype}: threads {entry.threads[0]} (ours) and {entry.threads[1]} (Transformers); "
+        f"first {entry.same_tokens} of {entry.new_tokens} tokens equal"
         for entry in races
     ]
 
