@@ -9,6 +9,7 @@ from course_lib.nn.layers import (
     linear_backward,
 )
 from course_lib.nn.mlp import mlp_init, mlp_logits, mlp_train_step
+from course_lib.nn.norm import layer_norm, layer_norm_backward, rms_norm, rms_norm_backward
 from course_lib.nn.sgd import average_gradients, sgd_step
 
 __all__ = [
@@ -17,10 +18,14 @@ __all__ = [
     "embedding_backward",
     "gelu",
     "gelu_backward",
+    "layer_norm",
+    "layer_norm_backward",
     "linear",
     "linear_backward",
     "mlp_init",
     "mlp_logits",
     "mlp_train_step",
+    "rms_norm",
+    "rms_norm_backward",
     "sgd_step",
 ]

@@ -39,7 +39,7 @@ def layer_norm(
 
 @exercise(day=4)
 def layer_norm_backward(
-    grad: Float[np.ndarray, "... d"],
+    dy: Float[np.ndarray, "... d"],
     x: Float[np.ndarray, "... d"],
     weight: Float[np.ndarray, " d"],
     eps: float = 1e-5,
@@ -47,7 +47,7 @@ def layer_norm_backward(
     """The gradients of `layer_norm(x, weight, bias, eps)` with respect to x, weight and bias.
 
     Args:
-        grad: the loss's gradient with respect to the output, of x's shape.
+        dy: the loss's gradient with respect to the output, of x's shape.
         x, weight, eps: what the forward pass was given.
 
     Returns:
@@ -58,15 +58,14 @@ def layer_norm_backward(
     centered = x - x.mean(axis=-1, keepdims=True)
     rstd = 1 / np.sqrt((centered**2).mean(axis=-1, keepdims=True) + eps)  # (..., 1)
     n = centered * rstd  # the output before weight and bias
-    g = grad * weight  # the gradient with respect to n
+    g = dy * weight  # the gradient with respect to n
     # Moving all of x, or stretching it, leaves n as it was: g's parts along 1 and along n vanish.
     along_one = g.mean(axis=-1, keepdims=True)
     along_n = n * (g * n).mean(axis=-1, keepdims=True)
     positions = tuple(range(x.ndim - 1))  # weight and bias served all of them
-    return rstd * (g - along_one - along_n), (grad * n).sum(axis=positions), grad.sum(axis=positions)
+    return rstd * (g - along_one - along_n), (dy * n).sum(axis=positions), dy.sum(axis=positions)
 
 
-@exercise(day=4)
 def rms_norm(
     x: Float[np.ndarray, "... d"], weight: Float[np.ndarray, " d"], eps: float = 1e-6
 ) -> Float[np.ndarray, "... d"]:
@@ -81,7 +80,7 @@ def rms_norm(
 
 @exercise(day=4)
 def rms_norm_backward(
-    grad: Float[np.ndarray, "... d"],
+    dy: Float[np.ndarray, "... d"],
     x: Float[np.ndarray, "... d"],
     weight: Float[np.ndarray, " d"],
     eps: float = 1e-6,
@@ -89,7 +88,7 @@ def rms_norm_backward(
     """The gradients of `rms_norm(x, weight, eps)` with respect to x and weight.
 
     Args:
-        grad: the loss's gradient with respect to the output, of x's shape.
+        dy: the loss's gradient with respect to the output, of x's shape.
         x, weight, eps: what the forward pass was given.
 
     Returns:
@@ -99,7 +98,7 @@ def rms_norm_backward(
     """
     rrms = 1 / np.sqrt(np.square(x).mean(axis=-1, keepdims=True) + eps)  # (..., 1)
     n = x * rrms
-    g = grad * weight
+    g = dy * weight
     # Stretching x leaves n as it was, so the part of g along n vanishes.
     dx = rrms * (g - n * np.mean(g * n, axis=-1, keepdims=True))
-    return dx, (grad * n).reshape(-1, x.shape[-1]).sum(axis=0)
+    return dx, (dy * n).reshape(-1, x.shape[-1]).sum(axis=0)
