@@ -5,9 +5,11 @@ import hashlib
 import io
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
+import time
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -323,6 +325,19 @@ def test_progress_ends_at_the_whole(tiny, tmp_path):
     store.fetch(tiny, tmp_path / "data", lambda done, total: seen.append((done, total)))
     assert seen[-1] == (tiny.archive.size, tiny.archive.size)
     assert all(0 <= done <= total == tiny.archive.size for done, total in seen)
+
+
+def test_progress_survives_files_that_come_and_go(tmp_path):
+    """pip makes, moves and deletes folders while we watch them grow."""
+    seen: list[int] = []
+    with store._watching(tmp_path, 100, lambda done, total: seen.append(done)):
+        until = time.monotonic() + 1
+        while time.monotonic() < until:
+            (tmp_path / "a" / "b").mkdir(parents=True, exist_ok=True)
+            (tmp_path / "a" / "b" / "c").write_bytes(b"x" * 40)
+            shutil.rmtree(tmp_path / "a")
+    assert len(seen) >= 2
+    assert set(seen) <= {0, 40}
 
 
 def test_the_readme_lists_every_asset():

@@ -20,7 +20,7 @@ import threading
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -181,13 +181,14 @@ def _watching(folder: Path, total: int, progress: Progress) -> Iterator[None]:
 
     def watch() -> None:
         while not over.wait(0.2):
-            sizes = []
-            for found in folder.rglob("*"):
-                try:
-                    sizes.append(found.stat().st_size)
-                except OSError:  # pip moved it between our look and our question
-                    continue
-            progress(min(max(sizes, default=0), total), total)
+            largest = 0
+            for place, _, names in os.walk(
+                folder
+            ):  # it passes over folders that are gone when it comes to them
+                for name in names:
+                    with suppress(OSError):  # pip may move a file between our look and our question
+                        largest = max(largest, os.stat(os.path.join(place, name)).st_size)
+            progress(min(largest, total), total)
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
