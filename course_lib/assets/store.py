@@ -184,7 +184,7 @@ def _watching(folder: Path, total: int, progress: Progress) -> Iterator[None]:
             largest = 0
             for place, _, names in os.walk(
                 folder
-            ):  # it passes over folders that are gone when it comes to them
+            ):  # passes over folders that are gone meanwhile
                 for name in names:
                     with suppress(OSError):  # pip may move a file between our look and our question
                         largest = max(largest, os.stat(os.path.join(place, name)).st_size)
