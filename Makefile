@@ -66,6 +66,6 @@ lint: setup ## check style, types and which room imports which
 test: lint data ## the project's own tests, and a proof of the days that changed
 	@$(venv)/pytest -n 2 --dist loadscope
 
-test-all: lint data ## the same, with a proof of every day
-	@$(venv)/pytest -n 2 --dist loadscope
+test-all: lint data ## the same, with a proof of every day and of every mutant
+	@PROVE=all $(venv)/pytest -n 2 --dist loadscope
 	@$(venv)/python -m course_lib.classroom prove --all
