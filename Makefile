@@ -5,7 +5,7 @@ venv := .venv/bin
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup start engine check-day progress reset-day update doctor data lessons lint test test-all
+.PHONY: help setup start engine bench check-day progress reset-day update doctor data lessons lint test test-all
 
 # `make check-day 5` is `make check-day N=5`: the word after the command is its argument, not a target.
 ifneq (,$(filter check-day reset-day lessons,$(firstword $(MAKECMDGOALS))))
@@ -36,6 +36,9 @@ start: setup ## open JupyterLab at the first unfinished day
 
 engine: setup ## chat with the model; PROMPT="…": one answer; MODEL=file; PARTS=mine
 	@$(venv)/python -m course_lib.engine $(if $(PROMPT),--prompt "$$PROMPT") $(if $(MODEL),--model "$$MODEL")
+
+bench: setup ## how fast the engine decodes here, beside Transformers
+	@$(venv)/python -m course_lib.bench
 
 check-day: setup ## grade a day: make check-day 5
 	@$(venv)/python -m course_lib.classroom check-day "$$N"
