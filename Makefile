@@ -21,7 +21,10 @@ endif
 override PROMPT := $(value PROMPT)
 override MODEL := $(value MODEL)
 override N := $(value N)
-export PROMPT MODEL N PARTS
+export PROMPT MODEL N
+ifdef PARTS
+  export PARTS
+endif
 
 help:
 	@echo "make …"
