@@ -708,6 +708,7 @@ def test_which_days_have_changed() -> None:
     assert prove.changed_days(git("README.md\ncourse_lib/engine/llm.py")) == []
     assert prove.changed_days(git("course_lib/classroom/worker.py")) == days
     assert prove.changed_days(git("course_lib/parts.py")) == days
+    assert prove.changed_days(git("course_lib/classroom/worker.py"), grader=False) == []
     if 1 in days:
         assert prove.changed_days(git("solutions/day_01_math_fluency/lesson.md")) == [1]
         assert 1 in prove.changed_days(git("course_lib/numerics.py"))

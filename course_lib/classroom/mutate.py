@@ -39,6 +39,15 @@ _BINARY: dict[type, tuple[type, ...]] = {
 _NAMES = {"min": "max", "max": "min", "argmin": "argmax", "argmax": "argmin", "any": "all", "all": "any"}
 _NAMES |= {"maximum": "minimum", "minimum": "maximum", "floor": "ceil", "ceil": "floor"}
 
+_SYMMETRIC = (
+    "min",
+    "max",
+    "minimum",
+    "maximum",
+    "gcd",
+    "array_equal",
+)  # the order of their arguments is nothing
+
 Edit = Callable[[Any], None]
 
 
@@ -222,7 +231,9 @@ def _in_expression(node: Any) -> Iterator[Edit]:
         if other:
             yield _set(field, other)
     elif isinstance(node, ast.Call):
-        if len(node.args) >= 2 and not any(isinstance(a, ast.Starred) for a in node.args[:2]):
+        name = getattr(node.func, "attr", getattr(node.func, "id", ""))
+        starred = any(isinstance(a, ast.Starred) for a in node.args[:2])
+        if len(node.args) >= 2 and not starred and name not in _SYMMETRIC:
             yield _swap_arguments
         yield from (_drop("keywords", i) for i in range(len(node.keywords)))
 

@@ -10,6 +10,7 @@ All of it runs in one `Sandbox` a day, without a kernel.
 """
 
 import ast
+import contextlib
 import os
 import random
 import subprocess
@@ -443,45 +444,44 @@ def prove_day(day: int, budget: float | None = BUDGET, with_mutants: bool = True
     return proof
 
 
-def changed_days(run: Callable[[list[str]], str] | None = None) -> list[int]:
-    """Days whose lesson, library or grader has changed since the branch left origin/main (or in the last
-    commit).
+def changed_days(run: Callable[[list[str]], str] | None = None, grader: bool = True) -> list[int]:
+    """Days whose lesson or library has changed since the branch left origin/main; on main, since HEAD~1.
 
-    All days if the grader itself changed, or if git can't tell.
+    With `grader` all days if the grader has changed. All days, too, if git can't tell. `run` asks git.
     """
-    base = lessons.root()
 
     def git(arguments: list[str]) -> str:
-        return subprocess.run(
-            ["git", *arguments], cwd=base, capture_output=True, text=True, check=True
-        ).stdout.strip()
+        done = subprocess.run(
+            ["git", *arguments], cwd=lessons.root(), capture_output=True, text=True, check=True
+        )
+        return done.stdout.strip()
 
     run = run or git
     days = lessons.available_days()
     try:
-        head = run(["rev-parse", "HEAD"])
-        try:
+        start = head = run(["rev-parse", "HEAD"])
+        with contextlib.suppress(subprocess.CalledProcessError):
             start = run(["merge-base", "HEAD", "origin/main"])
-        except (subprocess.CalledProcessError, OSError):
-            start = head
         start = run(["rev-parse", "HEAD~1"]) if start == head else start
-        files = set(run(["diff", "--name-only", start]).splitlines())
-        files |= set(run(["ls-files", "--others", "--exclude-standard"]).splitlines())
+        files = run(["diff", "--name-only", start]).splitlines()
+        files += run(["ls-files", "--others", "--exclude-standard"]).splitlines()
     except (subprocess.CalledProcessError, OSError):
         return days
-    if any(
-        f.startswith(("course_lib/classroom/", "course_lib/parts.py", "checks/gates/equiv")) for f in files
-    ):
+    if grader and any(f.startswith(("course_lib/classroom/", "course_lib/parts.py")) for f in files):
         return days
-    found = set()
+    found = []
     for day in days:
-        lesson = load_lesson(day)
-        modules = {locate(e.part).module.name.split(".")[1] for e in lesson.exercises.values() if e.part}
-        names = {f"course_lib/{m}.py" for m in modules}
-        folders = (*(f"course_lib/{m}/" for m in modules), f"solutions/day_{day:02d}_")
-        if files & names or any(f.startswith(folders) for f in files):
-            found.add(day)
-    return sorted(found)
+        rooms = {
+            locate(e.part).module.name.split(".")[1] for e in load_lesson(day).exercises.values() if e.part
+        }
+        own = [
+            f"solutions/day_{day:02d}_",
+            *(f"course_lib/{r}/" for r in rooms),
+            *(f"course_lib/{r}.py" for r in rooms),
+        ]
+        if any(f.startswith(tuple(own)) for f in files):
+            found.append(day)
+    return found
 
 
 def report(proof: Proof) -> str:
