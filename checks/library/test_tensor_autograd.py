@@ -188,7 +188,7 @@ def test_gradients_add_up_over_calls_and_over_uses_and_never_alias():
     y = x * x + x
     y.sum().backward()
     y.sum().backward()
-    np.testing.assert_array_equal(x.grad, [6.0, 10.0])  # type: ignore[arg-type]
+    np.testing.assert_array_equal(x.grad, [6.0, 10.0])
     a, b = Tensor([1.0]), Tensor([1.0])
     (a + b).sum().backward()
     assert a.grad is not None and b.grad is not None

@@ -1,1 +1,1 @@
-"""Automatic differentiation of our own: `scalar` for single numbers."""
+"""Automatic differentiation of our own: `scalar` for single numbers, `tensor` for arrays."""
