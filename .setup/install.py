@@ -144,10 +144,10 @@ def fingerprint(kind: str) -> str:
     return content.hexdigest()
 
 
-def stamp() -> str | None:
-    """Return the fingerprint that .venv was last made from."""
+def stamp(entry: str = "made_from") -> str | None:
+    """Return what the stamp of the last finished set-up says: the fingerprint, or the "place" it was made in."""
     try:
-        return str(json.loads(STAMP.read_text())["made_from"]) if PYTHON.exists() else None
+        return str(json.loads(STAMP.read_text())[entry]) if PYTHON.exists() else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -186,7 +186,7 @@ def install(machine: Machine, key: str) -> None:
     if no_mlx(machine):
         show.line(f"  {'MLX':10} left out: {no_mlx(machine)}")
 
-    STAMP.write_text(json.dumps({"made_from": key, "kind": machine.kind}))
+    STAMP.write_text(json.dumps({"made_from": key, "kind": machine.kind, "place": str(TOP)}))
     UNFINISHED.unlink()
     show.line(f"Done in {spent(time.time() - began)}.")
 
@@ -207,8 +207,11 @@ def read_project() -> dict[str, Any]:
 
 
 def make_venv(show: Steps) -> None:
-    """Create .venv with this Python. One that works stays, whoever made it; one that doesn't is made anew."""
-    if PYTHON.exists():
+    """Create .venv with this Python. One that works stays, whoever made it; one that doesn't is made anew.
+
+    One that was moved with its folder does not work: its programs name the Python of their old place.
+    """
+    if PYTHON.exists() and stamp("place") in (None, str(TOP)):
         probe = [str(PYTHON), "-c", "import pip, sys; print(*sys.version_info[:2])"]
         found = subprocess.run(probe, capture_output=True, text=True, check=False)
         if found.returncode == 0 and OLDEST <= tuple(int(part) for part in found.stdout.split()) <= NEWEST:

@@ -176,6 +176,29 @@ def test_no_network_is_said_in_a_sentence(install, tmp_path, monkeypatch):
     assert "pip install" in (tmp_path / ".course" / "setup.log").read_text()
 
 
+def test_a_venv_is_made_anew_only_if_it_does_not_work(install, tmp_path, monkeypatch):
+    made = []
+    monkeypatch.setattr(install.Steps, "step", lambda self, title, run: made.append(title))
+    python = tmp_path / ".venv" / "bin" / "python"
+    stamp = tmp_path / ".venv" / ".stamp"
+    for works, place, anew in (
+        (None, None, True),  # none there
+        (True, None, False),  # made by hand
+        (True, str(tmp_path), False),
+        (True, "/its/old/place", True),  # moved with its folder
+        (False, str(tmp_path), True),  # broken
+    ):
+        if works is not None:
+            python.parent.mkdir(parents=True, exist_ok=True)
+            python.write_text(f"#!/bin/sh\n{'echo 3 12' if works else 'exit 1'}\n")
+            python.chmod(0o755)
+        if place:
+            stamp.write_text(json.dumps({"made_from": "key", "place": place}))
+        made.clear()
+        install.make_venv(install.Steps())
+        assert made == (["python"] if anew else []), (works, place)
+
+
 @pytest.mark.parametrize(
     ("said", "told"),
     [
