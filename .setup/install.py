@@ -145,7 +145,7 @@ def fingerprint(kind: str) -> str:
 
 
 def stamp(entry: str = "made_from") -> str | None:
-    """Return what the stamp of the last finished set-up says: the fingerprint, or the "place" it was made in."""
+    """Return what the stamp of the last finished set-up says: the fingerprint, or the "place" of it."""
     try:
         return str(json.loads(STAMP.read_text())[entry]) if PYTHON.exists() else None
     except (OSError, ValueError, KeyError, TypeError):
