@@ -12,7 +12,7 @@ import resource
 import sys
 from typing import Any
 
-MEMORY = 6 * 1024**3  # bytes of address space for a check
+MEMORY = 6 * 1024**3  # bytes of address space for a check, on top of what is loaded before it
 KEPT = 4096  # bytes of the learner's printed output that are kept
 FILE_SIZE = 2 * 1024**3  # bytes: an endless write must not fill the disk
 FORKS = 32  # processes a check may start
@@ -73,7 +73,7 @@ def isolate(folder: str, tape: Tape, timeout: float) -> None:
     if sys.platform == "linux" and not os.path.exists(
         "/dev/nvidia0"
     ):  # CUDA reserves more address space than that
-        _limit(resource.RLIMIT_AS, MEMORY)
+        _limit(resource.RLIMIT_AS, _mapped() + MEMORY)
     os.chdir(os.path.join(folder, "cwd"))
 
     import faulthandler
@@ -90,6 +90,15 @@ def isolate(folder: str, tape: Tape, timeout: float) -> None:
             raise PermissionError(f"your code starts more than {FORKS} processes")
 
     sys.addaudithook(hook)
+
+
+def _mapped() -> int:
+    """Bytes of address space in use already: the libraries of a CUDA build alone may be several gigabytes."""
+    try:
+        with open("/proc/self/statm") as file:
+            return int(file.read().split()[0]) * resource.getpagesize()
+    except (OSError, ValueError):
+        return 0
 
 
 def _limit(what: int, size: int) -> None:

@@ -280,6 +280,7 @@ def run_checks(day: int, cells: dict[str, str]) -> tuple[list[dict[str, Any]], s
     problems = goldens.lint(path)
     if problems:
         raise GradeError("the checks of this day cannot be trusted: " + "; ".join(problems[:3]))
+    exercises = load_lesson(day).exercises
     with tempfile.TemporaryDirectory(prefix="course-grade-") as folder:
         verdicts, cells_file = Path(folder, "verdicts.jsonl"), Path(folder, "cells.json")
         cells_file.write_text(json.dumps(cells), encoding="utf-8")
@@ -293,7 +294,10 @@ def run_checks(day: int, cells: dict[str, str]) -> tuple[list[dict[str, Any]], s
             "PYTHONPATH": os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH", "")])),
         }
         environment.pop("COURSE_BUILD", None)
+        # The checks keep their own time; nbval's limit only ends a kernel that has died.
+        longest = max((c.timeout for n in cells for c in checking.checks_of(exercises[n])), default=0.0)
         command = [sys.executable, "-m", "course_lib.classroom.nbval_plugin", str(path)]
+        command.append(f"--nbval-cell-timeout={longest + 120:g}")
         done = subprocess.run(
             command,
             env=environment,
