@@ -59,13 +59,11 @@ def contiguous_strides(shape: tuple[int, ...], itemsize: int = 1) -> tuple[int, 
 
 
 @exercise(day=2)
-def split_heads(
-    x: Shaped[Array, "... tokens width"], heads: int
-) -> Shaped[Array, "... heads tokens head_width"]:
+def split_heads(x: Shaped[Array, "... t width"], heads: int) -> Shaped[Array, "... heads t d"]:
     """Cut each token's vector into `heads` equal pieces, and put the heads before the tokens.
 
-    Piece h holds the entries h * head_width to (h + 1) * head_width of the vector. Any leading
-    axes stay. On a NumPy array this is a view: nothing is copied.
+    t counts tokens, and d is width / heads. Piece h holds the entries h * d to (h + 1) * d of the
+    vector. Any leading axes stay. On a NumPy array this is a view: nothing is copied.
 
     Raises:
         einops.EinopsError: `heads` does not divide the width.
@@ -76,10 +74,10 @@ def split_heads(
 
 
 @exercise(day=2)
-def merge_heads(x: Shaped[Array, "... heads tokens head_width"]) -> Shaped[Array, "... tokens width"]:
+def merge_heads(x: Shaped[Array, "... heads t d"]) -> Shaped[Array, "... t width"]:
     """Put the heads' pieces of each token next to one another again: the inverse of `split_heads`.
 
-    Any leading axes stay, and the width is heads * head_width.
+    Any leading axes stay, and the width is heads * d.
     """
     return rearrange(x, "... h t d -> ... t (h d)")
 

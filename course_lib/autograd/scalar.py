@@ -79,8 +79,8 @@ class Value(Node):
     """A number that remembers how it was computed.
 
     Each operator returns `Value(result, parents, local)`: the number, the values it came from, and
-    the derivative of the result with respect to each of them, in the same order. -, / and numbers on
-    the left of an operator come from `Node`.
+    the derivative of the result with respect to each of those, in the same order. The operators -
+    and /, and plain numbers on the left, come from `Node`.
     """
 
     __slots__ = ()
@@ -130,8 +130,8 @@ def topological_order(root: N) -> list[N]:
     """Every node that `root` was computed from, each once, parents before children, `root` last.
 
     Works on anything with an attribute `parents`, a tuple of nodes of the same kind. Nodes are told
-    apart by identity, not by value. Does not recurse: a chain of 10,000 nodes is deeper than Python's
-    stack. Takes time in proportion to the nodes and edges.
+    apart by identity, not by value. Does not recurse: a chain of 10,000 nodes is deeper than the
+    stack of Python's calls. Takes time in proportion to the nodes and edges.
     """
     order: list[N] = []
     seen: set[int] = set()
@@ -153,10 +153,10 @@ def topological_order(root: N) -> list[N]:
 def backward(root: Value) -> None:
     """Add the derivative of `root` with respect to each node below it to that node's `grad`.
 
-    The root's own derivative is 1. A node that is used in several places gets the sum of what arrives
-    from all of them. What `grad` held before stays in: two calls add up, as in PyTorch, so whoever
-    wants fresh gradients sets `grad` to 0.0 first. What an earlier call left in `grad` never flows on
-    to the parents.
+    The root's own derivative is 1. A node that is used in several places gets the sum of what
+    arrives from all of them. What `grad` held before stays in: two calls add up, as in PyTorch.
+    Whoever wants fresh gradients sets `grad` to 0.0 first. What an earlier call left there does not
+    flow on to the parents.
     """
     order = topological_order(root)
     arrived = {id(node): 0.0 for node in order}
@@ -184,7 +184,8 @@ def minimize(
     Returns:
         The numbers where the walk ends.
 
-    Source: Cauchy (1847), "Méthode générale pour la résolution des systèmes d'équations simultanées".
+    Source: Cauchy (1847), "Méthode générale pour la résolution des systèmes d'équations
+    simultanées".
     """
     point = [Value(number) for number in start]
     for _ in range(steps):
