@@ -187,11 +187,8 @@ def test_a_learner_runs_day_one_and_answers_wrong_and_right(lab, course):
     assert f'hint("{exercise.name}")' in said
 
     lab.run(exercise.name, "exercise", sources.solved_source(exercise))
-    started = time.monotonic()
     said = lab.run(f"{exercise.name}-check", "check")
-    seconds = time.monotonic() - started
     assert said.startswith(f"passed  {exercise.name}")
-    assert seconds < 6, f"{seconds:.1f} s to the verdict, where a second is usual"
 
     # Questions answer at once.
     key = quiz.body.rstrip().rsplit("\n", 1)
