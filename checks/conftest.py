@@ -52,6 +52,16 @@ def _same_random_numbers() -> None:
 
 
 @pytest.fixture(autouse=True)
+def _same_environment() -> Iterator[None]:
+    """Take back what a test, or the code that it calls, did to the environment's variables."""
+    before = dict(os.environ)
+    yield
+    if os.environ != before:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+@pytest.fixture(autouse=True)
 def _no_network() -> Iterator[None]:
     """Fail the test in whose time some process tried to leave this machine."""
     before = NETWORK_LOG.stat().st_size
