@@ -36,8 +36,8 @@ def linear_backward(
         weight: the layer's weight.
 
     Returns:
-        (dx, dweight, dbias), of the shapes of x, weight and bias. Weight and bias serve every row, so
-        their gradients are sums over the rows; not means: the loss has already divided.
+        (dx, dweight, dbias), of the shapes of x, weight and bias. Weight and bias serve every
+        row, so their gradients are sums over the rows; not means: the loss has already divided.
     """
     dx = dy @ weight.T
     # To the weight it makes no difference which axis a row came from.
@@ -60,14 +60,16 @@ def gelu(x: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
 
     Source: Hendrycks & Gimpel (2016), "Gaussian Error Linear Units (GELUs)", section 2.
     """
-    # math.sqrt, for np.sqrt gives a float64 scalar, which would widen a float32 array. And x * x * x:
-    # NumPy's x**3 calls a general power, ten times slower.
+    # math.sqrt, for np.sqrt gives a float64 scalar, which would widen a float32 array. And
+    # x * x * x, for NumPy's x**3 calls a general power, many times slower.
     inner = math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x)
     return 0.5 * x * (1 + np.tanh(inner))
 
 
 @exercise(day=3)
-def gelu_backward(dy: Float[np.ndarray, "..."], x: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
+def gelu_backward(
+    dy: Float[np.ndarray, "..."], x: Float[np.ndarray, "..."]
+) -> Float[np.ndarray, "..."]:
     """Backward of `gelu`: dy times the slope of GELU at x, entry by entry.
 
     Args:
@@ -88,18 +90,18 @@ def gelu_backward(dy: Float[np.ndarray, "..."], x: Float[np.ndarray, "..."]) -> 
 def embedding_backward(
     dy: Float[np.ndarray, "... width"], ids: Int[np.ndarray, "..."], vocab: int
 ) -> Float[np.ndarray, "vocab width"]:
-    """Backward of the look-up y = table[ids]: each row of dy is added to the row that was looked up.
+    """Backward of the look-up y = table[ids]: each row of dy goes to the row that was looked up.
 
     Args:
         dy: derivative of the loss with respect to y.
-        ids: the indices that were looked up, 0..vocab-1; any shape, and the same one may occur often.
+        ids: the indices that were looked up, 0..vocab-1; any shape; the same one may occur often.
         vocab: rows of the table.
 
     Returns:
         The table's gradient, in dy's type; rows that nobody looked up are zero.
     """
     dtable = np.zeros((vocab, dy.shape[-1]), dtype=dy.dtype)
-    # dtable[ids] += dy would read all rows, add, and write all rows: of repeated ids the last one wins.
+    # dtable[ids] += dy would read all rows, add, and write: of repeated ids the last one wins.
     np.add.at(dtable, ids, dy)
     return dtable
 
@@ -108,7 +110,7 @@ def embedding_backward(
 def cross_entropy_backward(
     logits: Float[np.ndarray, "... vocab"], targets: Int[np.ndarray, "..."]
 ) -> Float[np.ndarray, "... vocab"]:
-    """Gradient of `numerics.cross_entropy`, the mean over all positions, with respect to the logits.
+    """Gradient of `numerics.cross_entropy`, the mean over all positions, by the logits.
 
     Args:
         logits: (..., vocab).

@@ -26,7 +26,7 @@ def sgd_step(params: Arrays, grads: Arrays, learning_rate: float) -> None:
     Source: Robbins & Monro (1951), "A stochastic approximation method".
     """
     if params.keys() != grads.keys():
-        raise ValueError(f"parameters {sorted(params)} and gradients {sorted(grads)} differ in names")
+        raise ValueError(f"parameters {sorted(params)}, but gradients {sorted(grads)}")
     for name, p in params.items():
         if p.shape != grads[name].shape:  # it might broadcast, and train the wrong thing
             raise ValueError(f"{name} has shape {p.shape}, its gradient {grads[name].shape}")
@@ -50,9 +50,10 @@ def average_gradients(gradients: Sequence[Arrays], counts: Sequence[int]) -> dic
     """
     total = sum(counts)
     if len(counts) != len(gradients) or total == 0:
-        raise ValueError(f"{len(gradients)} gradients with {total} positions in {len(counts)} counts")
+        raise ValueError(f"{len(gradients)} gradients, but the counts are {list(counts)}")
+    share = [count / total for count in counts]
     # Turn each mean back into a share of the sum: a small batch weighs as much as it has positions.
     return {
-        name: np.sum([g[name] * (n / total) for g, n in zip(gradients, counts, strict=True)], axis=0)
+        name: np.sum([g[name] * s for g, s in zip(gradients, share, strict=True)], axis=0)
         for name in gradients[0]
     }
