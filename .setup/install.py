@@ -138,8 +138,8 @@ def detect() -> Machine:
 
 def fingerprint(kind: str) -> str:
     """Return a hash of all that .venv is made from: when it changes there is something to do."""
-    content = hashlib.sha256(f"{kind} {sys.platform} {TOP}".encode())
-    for path in (PROJECT, CONSTRAINTS, Path(__file__)):
+    content = hashlib.sha256(f"{kind} {sys.platform} {TOP} {json.dumps(read_project())}".encode())
+    for path in (CONSTRAINTS, Path(__file__)):
         content.update(path.read_bytes())
     return content.hexdigest()
 

@@ -95,11 +95,18 @@ def test_nothing_is_done_when_nothing_is_to_do(install, tmp_path):
 
 def test_a_change_of_what_it_is_made_from_is_something_to_do(install, tmp_path):
     keys = {install.fingerprint("cpu"), install.fingerprint("nvidia")}
-    for name in ("pyproject.toml", ".setup/constraints.txt"):
-        with (tmp_path / name).open("a") as stream:
-            stream.write("# changed\n")
+    project = tmp_path / "pyproject.toml"
+    for name, was, becomes in (
+        ("pyproject.toml", "torch==2.13.0", "torch==2.14.0"),
+        ("pyproject.toml", "ruff==", "ruff==1."),
+        (".setup/constraints.txt", "anyio==", "anyio==1."),
+    ):
+        path = tmp_path / name
+        path.write_text(path.read_text().replace(was, becomes, 1))
         keys.add(install.fingerprint("cpu"))
-    assert len(keys) == 4
+    assert len(keys) == 5
+    project.write_text(project.read_text().replace("line-length = 110", "line-length = 100"))
+    assert install.fingerprint("cpu") in keys, "the linter's settings are none of set-up's business"
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"made_from": null}'])
