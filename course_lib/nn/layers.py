@@ -61,7 +61,7 @@ def gelu(x: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
     Source: Hendrycks & Gimpel (2016), "Gaussian Error Linear Units (GELUs)", section 2.
     """
     # math.sqrt, for np.sqrt gives a float64 scalar, which would widen a float32 array. And
-    # x * x * x, for NumPy's x**3 calls a general power, many times slower.
+    # x * x * x, for NumPy's x**3 calls a general power, dozens of times slower.
     inner = math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x)
     return 0.5 * x * (1 + np.tanh(inner))
 
