@@ -22,7 +22,7 @@ Pullback = Callable[[np.ndarray], np.ndarray]
 
 @exercise(day=4)
 def unbroadcast(grad: Float[np.ndarray, "..."], shape: tuple[int, ...]) -> Float[np.ndarray, "..."]:
-    """Undo a broadcast on the way back: sum `grad` over every axis along which `shape` was stretched.
+    """Undo a broadcast on the way back: sum `grad` over every axis that was stretched.
 
     Where an array of shape `shape` was broadcast to grad's shape, each of its entries was used many
     times, and its gradient is the sum over all uses.
@@ -34,10 +34,11 @@ def unbroadcast(grad: Float[np.ndarray, "..."], shape: tuple[int, ...]) -> Float
     Returns:
         An array of exactly that shape and of grad's dtype. grad is left as it was.
     """
+    if grad.shape == shape:
+        return grad  # nothing was stretched, and nothing needs to be copied
     added = grad.ndim - len(shape)  # axes that broadcasting put in front
-    grad = grad.sum(axis=tuple(range(added)))
-    stretched = tuple(i for i, n in enumerate(shape) if n == 1 and grad.shape[i] != 1)
-    return grad.sum(axis=stretched, keepdims=True)
+    stretched = (added + i for i, n in enumerate(shape) if n == 1)
+    return grad.sum(axis=(*range(added), *stretched)).reshape(shape)
 
 
 class Tensor:

@@ -7,7 +7,7 @@ from course_lib.parts import exercise
 
 @exercise(day=4)
 def cosine_schedule(step: int, peak: float, warmup: int, total: int, floor: float = 0.0) -> float:
-    """The learning rate of a step: a straight line up to `peak`, then half a cosine down to `floor`.
+    """The learning rate of a step: a straight line up to `peak`, half a cosine down to `floor`.
 
     Args:
         step: counts from 1, as `adamw_step`'s does.
