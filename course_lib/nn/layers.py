@@ -68,7 +68,8 @@ def gelu(x: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
 
 @exercise(day=3)
 def gelu_backward(
-    dy: Float[np.ndarray, "..."], x: Float[np.ndarray, "..."]
+    dy: Float[np.ndarray, "..."],
+    x: Float[np.ndarray, "..."],
 ) -> Float[np.ndarray, "..."]:
     """Backward of `gelu`: dy times the slope of GELU at x, entry by entry.
 
