@@ -169,6 +169,51 @@ HOSTILE = {
         "failed",
         "replaces course_lib.classroom.expect.close",
     ),
+    "patched comparison": (
+        "import course_lib.classroom.expect as e\ne._close = e._same = lambda *a, **k: None" + GOOD,
+        "failed",
+        "replaces course_lib.classroom.expect._same",
+    ),
+    "patched class of the grader": (
+        "import course_lib.classroom.job as j\nj.Bench.check = lambda self, index: None" + GOOD,
+        "failed",
+        "replaces course_lib.classroom.job.Bench.check",
+    ),
+    "wider tolerances": (
+        "import course_lib.classroom.expect as e\ne.TOLERANCES.update(float64=e.Tolerance(9, 9))" + GOOD,
+        "failed",
+        "replaces course_lib.classroom.expect.TOLERANCES",
+    ),
+    "patched isinstance": (
+        "import builtins\nbuiltins.isinstance = lambda *a: True" + GOOD,
+        "failed",
+        "replaces builtins.isinstance",
+    ),
+    "the checker's frames": (
+        "import sys\nsys._getframe(1)" + GOOD,
+        "failed",
+        "uses sys._getframe",
+    ),
+    "a forged result": (
+        "import json, os\nword = json.dumps({'status': 'passed', 'check': 1, 'seconds': 0.0}).encode()\n"
+        "for fd in range(3, 64):\n    try:\n        os.write(fd, len(word).to_bytes(8, 'little') + word)\n"
+        "    except OSError: pass\nos._exit(0)",
+        "crashed",
+        "files that it has not opened",
+    ),
+    "another program": (
+        "import subprocess, sys\ndef softmax(x, axis=-1):\n"
+        "    subprocess.run([sys.executable, '-c', 'import course_lib'])\n    return x",
+        "failed",
+        "starts another program",
+    ),
+    "the answer read by a thread": (
+        "from concurrent.futures import ThreadPoolExecutor\nfrom pathlib import Path\n"
+        "import course_lib.numerics as n\ndef softmax(x, axis=-1):\n"
+        "    return ThreadPoolExecutor().submit(Path(n.__file__).read_text).result()",
+        "failed",
+        "holds the answer",
+    ),
     "renamed": (GOOD.replace("def softmax", "def my_softmax"), "failed", "defines no softmax"),
     "not a function": ("softmax = 5", "failed", "must be a function"),
     "a helper in another cell": ("def softmax(x, axis=-1):\n    return helper(x)", "failed", "NameError"),

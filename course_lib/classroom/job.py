@@ -83,19 +83,21 @@ class Bench:
         exec(compile(self.day.setup(exercise), "<set-up>", "exec", dont_inherit=True), namespace)
         for name in ("check", "hint", "solution", "drill", "predict", "measured"):
             namespace[name] = lambda *args, **kwargs: None  # they belong to the notebook, not to the grading
-        namespace["answer"] = self._answer
+        answers = self.answers
 
-    def _answer(self, name: str, value: Any = ...) -> None:
-        self.answers[name] = value
+        def answer(name: str, value: Any = ...) -> None:
+            answers[name] = value
+
+        namespace["answer"] = answer
 
     def learner(self) -> None:
         """Run the cell and put the learner's object where the library uses it."""
         exercise = self.exercise
         if exercise.kind == "quiz":
             self.set_up(exercise, self.namespace)
-            modules = substitute.Modules()
+            refuse_changes = substitute.Modules().refuse_changes  # held before the cell could replace it
             exec(compile_cell(self.job["cell_source"], self.filename), self.namespace)
-            modules.refuse_changes()
+            refuse_changes()
             return
         swaps = self.swaps()
         for _, swap, _ in swaps:
@@ -135,13 +137,14 @@ class Bench:
         self.set_up(exercise, names)
         names.pop(swap.short, None)
         code = compile_cell(source, swap.filename, _futures(setup))
-        found = substitute.forbidden_use(without_magics(source), setup, exercise.forbid)
+        forbid = [*exercise.forbid, *substitute.INTROSPECTION]
+        found = substitute.forbidden_use(without_magics(source), setup, forbid)
         if found:
             raise substitute.refuse(found)
         substitute.guard_forbidden(exercise.forbid, swap.filename)
-        modules = substitute.Modules()
+        refuse_changes = substitute.Modules().refuse_changes
         exec(code, names)
-        modules.refuse_changes()
+        refuse_changes()
         # Once more, for modules that the cell itself has imported.
         substitute.guard_forbidden(exercise.forbid, swap.filename)
         swap.adopt(names)
@@ -160,9 +163,10 @@ class Bench:
         namespace.update(expect.NAMES)
         if exercise.kind == "repair":
             namespace["broken"] = self.broken()
+        refuse_changes = self.modules.refuse_changes
         expect.begin_check()
         value = run_source(source, namespace, f"<check {index + 1} of {exercise.name}>")
-        self.modules.refuse_changes()
+        refuse_changes()
         expect.end_check()
         return value if expect.has_golden(source) else None
 

@@ -14,6 +14,7 @@ import importlib.util
 import inspect
 import os
 import sys
+import threading
 import types
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -215,20 +216,38 @@ class Substitution:
 
 # sources out of reach
 
+_PROGRAMS = ("subprocess.Popen", "os.system", "os.posix_spawn", "os.exec")
+
+
+def _asked_by(filename: str) -> bool:
+    """Whether the cell itself asked for what happens now: nothing but the standard library's own wrappers
+    lies between.
+    """
+    frame: types.FrameType | None = sys._getframe(2)
+    while frame is not None and frame.f_globals.get("__name__") in ("subprocess", "os"):
+        frame = frame.f_back
+    return frame is not None and frame.f_code.co_filename == filename
+
 
 def hide_sources(files: set[str], folders: tuple[str, ...], filename: str) -> None:
     """From now on this process refuses to open the files of the answer while the learner's cell is on the
-    stack.
+    stack, or in a thread, whose stack does not tell who began it. Nor may the cell start another program,
+    which could open them.
     """
+    main = threading.get_ident()
     hidden = {os.path.realpath(f) for f in files}
     hidden |= {os.path.realpath(importlib.util.cache_from_source(f)) for f in files if f.endswith(".py")}
     roots = tuple(os.path.realpath(folder) + os.sep for folder in folders)
 
     def hook(event: str, args: tuple) -> None:
+        if event in _PROGRAMS and _asked_by(filename):
+            raise PermissionError("your cell starts another program, and a check is about your own code")
         if event != "open" or not isinstance(args[0], str):
             return
         path = os.path.realpath(args[0])
-        if (path in hidden or path.startswith(roots)) and from_cell(filename):
+        if (path in hidden or path.startswith(roots)) and (
+            threading.get_ident() != main or from_cell(filename)
+        ):
             raise PermissionError(
                 f"{os.path.basename(path)} holds the answer, and is closed while your code is checked"
             )
@@ -247,32 +266,53 @@ _SHARED: tuple[str, ...] = (
     "torch",
     "torch.nn.functional",
 )
-_SHARED += ("course_lib.classroom.expect", "scipy.special")
+_SHARED += ("scipy.special",)
+_GRADER = "course_lib.classroom"
 
 
 class Modules:
     """A picture of shared modules. A cell that patches NumPy would have its own answers judged by the
-    patched NumPy.
+    patched NumPy. Of the grader itself private names, classes and tables belong to the picture, too.
     """
 
     def __init__(self) -> None:
-        self.before = {name: dict(vars(sys.modules[name])) for name in _SHARED if name in sys.modules}
+        self.before: list[tuple[str, Any, dict[str, Any]]] = []
+        self.tables: list[tuple[str, dict, dict]] = []
+        for name in _SHARED:
+            if name in sys.modules:
+                self._remember(name, sys.modules[name])
+        for name, module in list(sys.modules.items()):
+            if name.startswith(_GRADER):
+                self._remember(name, module)
+
+    def _remember(self, name: str, owner: Any) -> None:
+        self.before.append((name, owner, dict(vars(owner))))
+        if not name.startswith(_GRADER) or isinstance(owner, type):
+            return
+        for attribute, value in list(vars(owner).items()):
+            if isinstance(value, type) and value.__module__ == name:
+                self._remember(f"{name}.{attribute}", value)
+            elif attribute.isupper() and type(value) is dict:
+                self.tables.append((f"{name}.{attribute}", value, dict(value)))
 
     def refuse_changes(self) -> None:
-        """Raise NotYours if a public name of a shared module has been replaced, after putting the old one
-        back.
-        """
+        """Raise NotYours if a name of a shared module has been replaced, after putting the old one back."""
         changed = []
-        for module, before in self.before.items():
-            now = vars(sys.modules[module])
+        for place, owner, before in self.before:  # built-in functions first: what follows uses them
+            private = "__" if place.startswith(_GRADER) else "_"
+            now = vars(owner)
             for name, value in before.items():
-                if not name.startswith("_") and now.get(name, value) is not value:
-                    setattr(sys.modules[module], name, value)
-                    changed.append(f"{module}.{name}")
+                if not name.startswith(private) and now.get(name, value) is not value:
+                    setattr(owner, name, value)
+                    changed.append(f"{place}.{name}")
+        for place, table, content in self.tables:
+            if table != content:
+                table.clear()
+                table.update(content)
+                changed.append(place)
         if changed:
-            raise NotYours(
-                f"your cell replaces {', '.join(changed[:3])} for the whole program; leave it as it is"
-            )
+            names = ", ".join(changed[:3])
+            raise NotYours(f"your cell replaces {names} for the whole program; leave it as it is")
 
 
 # forbidden functions
@@ -303,6 +343,19 @@ def _dotted(node: ast.AST) -> str:
 def _full(name: str, aliases: dict[str, str]) -> str:
     head, dot, rest = name.partition(".")
     return aliases.get(head, head) + dot + rest
+
+
+# Ways into the checker's own frames and objects; no exercise needs them.
+INTROSPECTION = [
+    "sys._getframe",
+    "sys._current_frames",
+    "sys.settrace",
+    "sys.setprofile",
+    "gc",
+    "f_back",
+    "f_locals",
+]
+INTROSPECTION += ["inspect.currentframe", "inspect.stack"]
 
 
 def forbidden_use(source: str, setup: str, forbid: list[str], own: str = "") -> str:

@@ -78,8 +78,8 @@ class DayState:
         gc.freeze()  # children then share these pages instead of copying them at their first collection
 
 
-def _child(day: "DayState", job: dict[str, Any], folder: str, result: int) -> None:
-    """The whole life of a child process. Never returns."""
+def _child(day: "DayState", job: dict[str, Any], folder: str, result: int, token: bytes) -> None:
+    """The whole life of a child process. Never returns. Its result begins with the token."""
     me = os.getpid()
     os.setsid()
     if sys.platform == "linux":
@@ -91,13 +91,13 @@ def _child(day: "DayState", job: dict[str, Any], folder: str, result: int) -> No
     if os.getpid() != me:  # the learner's code has forked, and both of us came back
         os._exit(0)
     data = json.dumps(report).encode("utf-8", "replace")
-    data = len(data).to_bytes(8, "little") + data
+    data = token + len(data).to_bytes(8, "little") + data
     while data:
         data = data[os.write(result, data) :]
     os._exit(0)
 
 
-def supervise(day: DayState, job: dict[str, Any], commands: int) -> dict[str, Any] | None:
+def supervise(day: DayState, job: dict[str, Any], commands: int, replies: int) -> dict[str, Any] | None:
     """Run a job in a child and wait for its result, its death or its deadline. None if our own owner has
     gone.
     """
@@ -105,14 +105,16 @@ def supervise(day: DayState, job: dict[str, Any], commands: int) -> dict[str, An
     os.mkdir(os.path.join(folder, "cwd"))
     tape = Tape(os.path.join(folder, "tape"), create=True)
     read, write = os.pipe()
+    token = os.urandom(16)  # whatever else is written into the pipe is no result
     started = time.monotonic()
     report: dict[str, Any] | None = None
     gone = False
-    pid = _spawn(day, job, folder, write) if SPAWN else os.fork()
+    pid = _spawn(day, job, folder, write, token) if SPAWN else os.fork()
     if pid == 0:
         try:
-            os.close(read)
-            _child(day, job, folder, write)
+            for fd in (read, commands, replies):
+                os.close(fd)
+            _child(day, job, folder, write, token)
         finally:
             os._exit(70)
     os.close(write)
@@ -130,8 +132,13 @@ def supervise(day: DayState, job: dict[str, Any], commands: int) -> dict[str, An
             if read in ready:
                 chunk = os.read(read, 1 << 16)
                 data += chunk
-                if len(data) >= 8 and len(data) >= 8 + int.from_bytes(data[:8], "little"):
-                    report = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+                if not data.startswith(token[: len(data)]):
+                    text = "your code writes into files that it has not opened"
+                    report = {"status": "crashed", "kind": "exit", "message": text, "fingerprint": text}
+                    break
+                size = int.from_bytes(data[16:24], "little")
+                if len(data) >= 24 + size and size:
+                    report = json.loads(data[24 : 24 + size])
                     break
                 if not chunk:
                     watch = [fd for fd in watch if fd != read]
@@ -164,7 +171,7 @@ def _silent(commands: int) -> bool:
     return not select.select([commands], [], [], 0)[0]
 
 
-def _spawn(day: DayState, job: dict[str, Any], folder: str, write: int) -> int:
+def _spawn(day: DayState, job: dict[str, Any], folder: str, write: int, token: bytes) -> int:
     command = [
         sys.executable,
         "-m",
@@ -174,7 +181,7 @@ def _spawn(day: DayState, job: dict[str, Any], folder: str, write: int) -> int:
         folder,
         str(write),
     ]
-    Path(folder, "job.json").write_text(json.dumps(job))
+    Path(folder, "job.json").write_text(json.dumps([job, token.hex()]))
     return subprocess.Popen(
         command, pass_fds=[write], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
     ).pid
@@ -247,9 +254,10 @@ def _place(folder: str) -> str:
 def main(argv: list[str]) -> None:
     if argv[0] == "--child":
         day, folder, write = DayState(int(argv[1])), argv[2], int(argv[3])
-        job = json.loads(Path(folder, "job.json").read_text())
+        job, token = json.loads(Path(folder, "job.json").read_text())
+        os.remove(Path(folder, "job.json"))
         day.warm(job)
-        _child(day, job, folder, write)
+        _child(day, job, folder, write, bytes.fromhex(token))
     commands, replies = os.dup(0), os.dup(1)
     null = os.open(os.devnull, os.O_RDWR)
     os.dup2(null, 0)
@@ -282,7 +290,7 @@ def main(argv: list[str]) -> None:
             continue
         try:
             day.warm(job)
-            report = supervise(day, job, commands)
+            report = supervise(day, job, commands, replies)
         except OSError as error:
             if error.errno not in (errno.EAGAIN, errno.ENOMEM):
                 raise
