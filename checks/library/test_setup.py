@@ -85,12 +85,16 @@ def test_nothing_is_done_when_nothing_is_to_do(install, tmp_path):
     (venv / "bin" / "python").symlink_to(sys.executable)
     made_from = install.fingerprint(detect().kind)
     (venv / ".stamp").write_text(json.dumps({"made_from": made_from}))
-    before = sorted(tmp_path.rglob("*"))
+
+    def files() -> list[Path]:
+        return sorted(path for path in tmp_path.rglob("*") if "__pycache__" not in path.parts)
+
+    before = files()
     done = subprocess.run(
         [sys.executable, tmp_path / ".setup" / "install.py"], capture_output=True, text=True
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-    assert [path for path in sorted(tmp_path.rglob("*")) if "__pycache__" not in path.parts] == before
+    assert files() == before
 
 
 def test_a_change_of_what_it_is_made_from_is_something_to_do(install, tmp_path):
