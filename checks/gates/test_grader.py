@@ -726,3 +726,15 @@ def test_the_exit_status() -> None:
     ]:
         made = report(*statuses)
         assert (made.passed, made.exit_status) == (day_passed, status)
+
+
+def test_values_that_say_themselves_what_they_are_equal_to() -> None:
+    lies = {"__eq__": lambda self, other: True, "__ne__": lambda self, other: False, "__hash__": None}
+    for want in (3, 3.0, "abc", b"abc"):
+        with pytest.raises(CheckFailure, match="says itself"):
+            same(type("Liar", (type(want),), lies)(), want)
+    hides = {"__iter__": lambda self: iter(()), "__len__": lambda self: 2}
+    for kind in (list, tuple):
+        with pytest.raises(CheckFailure):
+            same(type("Liar", (kind,), hides)([1, 2, 4]), kind([1, 2]))
+    same([np.float64(2.0), True, np.int64(3)], [2.0, True, 3])

@@ -275,8 +275,14 @@ def _where(path: str) -> str:
     return f"at {path}: " if path else ""
 
 
+_PLAIN = (int, float, complex, str, bytes)
+_EQUALITIES = {kind.__eq__ for kind in _PLAIN}
+
+
 def _same(got: Any, want: Any, path: str = "") -> None:
     """Exact equality of types and values; raises _Difference at the first place that differs."""
+    if isinstance(got, _PLAIN) and not isinstance(got, np.generic) and type(got).__eq__ not in _EQUALITIES:
+        raise _Difference(f"{_where(path)}got {describe(got)}, whose class says itself what it is equal to")
     if _family(want) != "python" and not isinstance(want, np.generic):
         if _family(got) != _family(want) or not hasattr(got, "shape"):
             raise _Difference(f"{_where(path)}got {describe(got)}, expected {describe(want)}")
@@ -310,10 +316,11 @@ def _same(got: Any, want: Any, path: str = "") -> None:
     elif isinstance(want, (list, tuple)):
         if not isinstance(got, type(want)) and not isinstance(want, type(got)):
             raise _Difference(f"{_where(path)}got {describe(got)}, expected {describe(want)}")
-        for i, (g, w) in enumerate(zip(got, want, strict=False)):
+        items = list.copy(got) if isinstance(got, list) else tuple.__getitem__(got, slice(None))
+        for i, (g, w) in enumerate(zip(items, want, strict=False)):
             _same(g, w, f"{path}[{i}]")
-        if len(got) != len(want):
-            raise _Difference(f"{_where(path)}got {len(got)} items, expected {len(want)}")
+        if len(items) != len(want):
+            raise _Difference(f"{_where(path)}got {len(items)} items, expected {len(want)}")
     elif isinstance(want, (int, float, complex, np.number)):
         numbers = (int, np.integer) if isinstance(want, (int, np.integer)) else (float, complex, np.inexact)
         if not isinstance(got, numbers):
