@@ -78,7 +78,7 @@ def introduce(llm: "LLM") -> None:
     }
     for name, fact in facts.items():
         if fact:
-            console.print(f"{name:8}{escape(fact)}", style="dim", no_wrap=True, overflow="ellipsis")
+            console.print(f"{name:8}{escape(fact)}", style="dim", soft_wrap=True)
     console.print()
 
 
