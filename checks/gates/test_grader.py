@@ -66,7 +66,7 @@ def copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def check_day(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "course_lib.classroom.grade", *arguments]
+    command = [sys.executable, "-m", "course_lib.classroom", "check-day", *arguments]
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join([str(REAL_ROOT), os.environ.get("PYTHONPATH", "")])
     }

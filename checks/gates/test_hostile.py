@@ -435,27 +435,6 @@ def test_odd_cells_are_survived(course: Path, tmp_path: Path, cells: str) -> Non
     assert all("its cell is gone" in e.reason for e in report.exercises)
 
 
-@pytest.mark.parametrize(
-    ("text", "message"), [("0", "days 1 to 30"), ("31", "days 1 to 30"), ("-1", "days 1 to 30")]
-)
-def test_days_that_are_not(course: Path, text: str, message: str) -> None:
-    with pytest.raises(grade.GradeError, match=message):
-        grade.parse_day(text)
-
-
-@pytest.mark.parametrize("text", ["five", "", "5.0", "1e1", "day 5", "٣x"])
-def test_days_that_are_no_numbers(course: Path, text: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(grade.GradeError, match="is no day"):
-        grade.parse_day(text)
-    assert grade.main([text]) == 2
-    assert "make check-day" in capsys.readouterr().err
-
-
-def test_a_day_without_a_lesson(course: Path) -> None:
-    with pytest.raises(grade.GradeError, match="not built yet"):
-        grade.parse_day("30")
-
-
 # What passed is kept
 
 

@@ -101,7 +101,7 @@ def check_day(n: Day = "") -> None:
         day = parse_day(n, "check-day")
         from course_lib.classroom import grade
 
-        raise typer.Exit(grade.main([str(day)]))
+        raise typer.Exit(grade.main(day))
 
 
 @app.command()
