@@ -24,9 +24,10 @@ def arrays(seed: int, *shapes: tuple[int, ...], dtype: type = np.float64) -> lis
 def torch_attention(
     q: np.ndarray, k: np.ndarray, v: np.ndarray, mask: np.ndarray | None = None, **options: bool
 ) -> np.ndarray:
-    tensors = [torch.from_numpy(np.ascontiguousarray(x)) for x in (q, k, v)]
+    query, key, value = (torch.from_numpy(np.ascontiguousarray(x)) for x in (q, k, v))
     given_mask = None if mask is None else torch.from_numpy(np.ascontiguousarray(mask))
-    return scaled_dot_product_attention(*tensors, attn_mask=given_mask, **options).numpy()
+    result: np.ndarray = scaled_dot_product_attention(query, key, value, given_mask, **options).numpy()
+    return result
 
 
 @given(b=SIZES, h=SIZES, t=SIZES, s=SIZES, d=SIZES, dv=SIZES, seed=st.integers(0, 99))
@@ -43,7 +44,7 @@ def test_any_mask_equals_torch_and_a_row_without_keys_is_zero(t: int, s: int, se
     mask = np.random.default_rng(seed).random((2, 1, t, s)) < 0.5
     got = attention.scaled_dot_product(q, k, v, mask)
     want = torch_attention(q, k, v, np.broadcast_to(mask, (2, 3, t, s)))
-    nothing = ~mask.any(axis=-1)[..., None]  # (2, 1, t, 1)
+    nothing = ~mask.any(axis=-1, keepdims=True)  # (2, 1, t, 1)
     np.testing.assert_allclose(got, np.where(nothing, 0, want), rtol=1e-9, atol=1e-12)
     assert not got[np.broadcast_to(nothing, got.shape)].any()
 
@@ -80,7 +81,9 @@ def test_heads_that_share_equal_torchs_grouped_attention(heads: int, kv_heads: i
     q, k, v = arrays(2, (2, 5, heads * 4), (2, 7, kv_heads * 4), (2, 7, kv_heads * 4), dtype=np.float32)
     mask = attention.causal_mask(5, 7)
     split = [x.reshape(2, x.shape[1], -1, 4).swapaxes(1, 2) for x in (q, k, v)]
-    want = torch_attention(*split, mask, enable_gqa=True).swapaxes(1, 2).reshape(q.shape)
+    want = (
+        torch_attention(split[0], split[1], split[2], mask, enable_gqa=True).swapaxes(1, 2).reshape(q.shape)
+    )
     got = attention.multi_head_attention(q, k, v, heads, kv_heads, mask)
     assert got.dtype == np.float32
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
@@ -97,9 +100,9 @@ def test_backward_equals_torchs(t: int, s: int, d: int, seed: int, masked: bool)
     q, k, v, dy = arrays(seed, (2, t, d), (2, s, d), (2, s, 3), (2, t, 3))
     mask = np.random.default_rng(seed).random((2, t, s)) < 0.6 if masked else np.ones((2, t, s), bool)
     mask[..., 0] = True  # torch's gradient of a row without keys may be NaN
-    tensors = [torch.tensor(x, requires_grad=True) for x in (q, k, v)]
-    out = scaled_dot_product_attention(*tensors, attn_mask=torch.from_numpy(mask))
-    want = torch.autograd.grad(out, tensors, torch.from_numpy(dy))
+    query, key, value = (torch.tensor(x, requires_grad=True) for x in (q, k, v))
+    out = scaled_dot_product_attention(query, key, value, attn_mask=torch.from_numpy(mask))
+    want = torch.autograd.grad(out, [query, key, value], torch.from_numpy(dy))
     for mine, theirs in zip(attention.attention_backward(dy, q, k, v, mask), want, strict=True):
         np.testing.assert_allclose(mine, theirs.numpy(), rtol=1e-7, atol=1e-10)
 

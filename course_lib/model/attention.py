@@ -170,7 +170,7 @@ def attention_backward(
     k: Float[np.ndarray, "... s d"],
     v: Float[np.ndarray, "... s dv"],
     mask: Bool[np.ndarray, "... t s"] | None = None,
-) -> tuple[Float[np.ndarray, "... t d"], Float[np.ndarray, "... s d"], Float[np.ndarray, "... s dv"]]:
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The gradients of `scaled_dot_product`, given that of its output.
 
     Args:
