@@ -14,6 +14,7 @@ import sys
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 from course_lib.classroom.checking import checks_of, same_everywhere, tree
@@ -53,20 +54,39 @@ class Examiner:
         path = os.environ.get("COURSE_CELLS")
         self.cells: dict[str, str] | None = json.loads(Path(path).read_text("utf-8")) if path else None
         self.record_file = os.environ.get("COURSE_VERDICTS")
-        self.sandbox = Sandbox(day)
+        # Making a child for a check costs more than most checks: a second worker halves the wait.
+        self.sandboxes = [Sandbox(day) for _ in range(min(2, os.cpu_count() or 1))]
         self.outcomes: dict[str, list[Outcome]] = {}
-        # The checks begin at once, one by one, while the notebook is still handing over its first cells.
-        self._pool = ThreadPoolExecutor(1)
+        self._idle: SimpleQueue[Sandbox] = SimpleQueue()
+        for sandbox in self.sandboxes:
+            self._idle.put(sandbox)
+        # The checks begin at once, exercise by exercise, while the notebook hands over its first cells.
+        self._pool = ThreadPoolExecutor(len(self.sandboxes))
         self._ahead: dict[tuple[str, int], tuple[str, Future[Outcome]]] = {}
         for exercise in self.lesson.exercises.values():
             if self.cells is None or exercise.name in self.cells:
+                promises: list[Future[Outcome]] = []
                 for check in checks_of(exercise):
-                    future = self._pool.submit(self._run, exercise, check.index, check.source)
-                    self._ahead[exercise.name, check.index] = (check.source, future)
+                    promises.append(Future())
+                    self._ahead[exercise.name, check.index] = (check.source, promises[-1])
+                self._pool.submit(self._run_all, exercise, promises)
 
     def close(self) -> None:
         self._pool.shutdown(cancel_futures=True)
-        self.sandbox.close()
+        for sandbox in self.sandboxes:
+            sandbox.close()
+
+    def _run_all(self, exercise: Exercise, promises: list[Future[Outcome]]) -> None:
+        """The checks of one exercise in their order, since a check that never ends stops those after it."""
+        sandbox = self._idle.get()
+        try:
+            for check, promise in zip(checks_of(exercise), promises, strict=True):
+                try:
+                    promise.set_result(self._run(exercise, check.index, check.source, sandbox))
+                except BaseException as error:  # told where the check's cell asks for it
+                    promise.set_exception(error)
+        finally:
+            self._idle.put(sandbox)
 
     def cell(self, exercise: Exercise) -> str:
         if self.cells is None:
@@ -91,15 +111,15 @@ class Examiner:
         ahead = self._ahead.get((name, index))
         if ahead is not None and tree(ahead[0]) == tree(source):
             return self.show(name, index, ahead[1].result())
-        return self.show(name, index, self._run(exercise, index, source))
+        return self.show(name, index, self._run(exercise, index, source, self.sandboxes[0]))
 
-    def _run(self, exercise: Exercise, index: int, source: str) -> Outcome:
+    def _run(self, exercise: Exercise, index: int, source: str, sandbox: Sandbox) -> Outcome:
         done = self.outcomes.setdefault(exercise.name, [])
         for earlier in done:
             if earlier.status == "timeout" or same_everywhere(earlier):
                 raise NotRun(f"{exercise.name}: not run, since an earlier check ended so: {earlier.message}")
         timeout = exercise.checks[index].timeout if index < len(exercise.checks) else 10.0
-        outcome = self.sandbox.run(Job(exercise.name, index, self.cell(exercise), source or None, timeout))
+        outcome = sandbox.run(Job(exercise.name, index, self.cell(exercise), source or None, timeout))
         done.append(outcome)
         return outcome
 
@@ -111,9 +131,9 @@ class Examiner:
 
     def passed_parts(self) -> dict[str, str]:
         """The cells of the parts whose checks have all passed so far, in the lesson's order."""
-        names = [n for n, found in self.outcomes.items() if found and all(o.passed for o in found)]
-        parts = {n: self.lesson.exercises[n] for n in names if self.lesson.exercises[n].part}
-        return {n: self.cell(exercise) for n, exercise in parts.items()}
+        parts = {n: exercise for n, exercise in self.lesson.exercises.items() if exercise.part}
+        passed = {n for n, found in self.outcomes.items() if found and all(o.passed for o in found)}
+        return {n: self.cell(exercise) for n, exercise in parts.items() if n in passed}
 
     def run_together(self, name: str, index: int, source: str) -> Outcome:
         """A check of the lesson's own with all passed parts in place at once."""
@@ -121,7 +141,7 @@ class Examiner:
         if not cells:
             raise NotRun("no part has passed: there is nothing to try together")
         check = self.lesson.together[index]
-        return self.sandbox.run(Job(name, index, "", source or None, check.timeout, cells))
+        return self.sandboxes[0].run(Job(name, index, "", source or None, check.timeout, cells))
 
     def together(self) -> None:
         """The first check of each passed part once more, in one process with all of them in place."""
@@ -129,7 +149,7 @@ class Examiner:
         if len(cells) < 2:
             return
         job = Job(f"day{self.lesson.day:02d}.each", None, "", timeout=60.0, together=cells)
-        outcome = self.sandbox.run(job)
+        outcome = self.sandboxes[0].run(job)
         self.record(TOGETHER, 0, outcome)
         if not outcome.passed:
             raise CheckFailed(f"your parts pass one by one, but not together: {outcome.message}")
