@@ -518,4 +518,6 @@ def test_solutions_have_the_librarys_syntax_tree(day):
             (cell,) = ast.parse(sources.solved_source(asked)).body
             assert isinstance(cell, sources.Definition)
             library = sources.locate(asked.part or "").node
-            assert [ast.dump(node) for node in cell.body] == [ast.dump(node) for node in library.body]
+            # A method's docstring loses its indentation with the method: compare it as a reader sees it.
+            assert ast.get_docstring(cell) == ast.get_docstring(library)
+            assert [ast.dump(node) for node in cell.body[1:]] == [ast.dump(node) for node in library.body[1:]]

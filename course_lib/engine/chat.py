@@ -23,9 +23,6 @@ if TYPE_CHECKING:
 app = typer.Typer(add_completion=False, rich_markup_mode="rich")
 console = Console(stderr=True, highlight=False)
 
-# What the makers of SmolLM2 recommend. Always taking the most probable token, a chat soon repeats itself.
-CHAT_TEMPERATURE, CHAT_TOP_P = 0.2, 0.9
-
 HELP = "/reset forgets the conversation, /exit leaves, Ctrl-C stops an answer."
 
 
@@ -34,17 +31,11 @@ def main(
     prompt: Annotated[str | None, typer.Option(help="Answer this and end. Without it: a chat.")] = None,
     model: Annotated[str, typer.Option(help="smollm2, or the path of a GGUF file.")] = "smollm2",
     max_tokens: Annotated[int, typer.Option(min=1, help="End an answer after so many tokens.")] = 512,
-    temperature: Annotated[
-        float | None,
-        typer.Option(min=0, help="0: always the most probable token. Unset: 0 for --prompt, 0.2 in a chat."),
-    ] = None,
+    temperature: Annotated[float, typer.Option(min=0, help="0: always the most probable token.")] = 0.0,
     top_k: Annotated[int, typer.Option(min=0, help="Draw from the k most probable tokens (0: all).")] = 0,
     top_p: Annotated[
-        float | None,
-        typer.Option(
-            help="Draw from the most probable tokens that hold this share. Unset: 1, or 0.9 in a chat."
-        ),
-    ] = None,
+        float, typer.Option(help="Draw from the most probable tokens that hold this share.")
+    ] = 1.0,
     min_p: Annotated[float, typer.Option(help="Draw from tokens this probable, relative to the best.")] = 0.0,
     seed: Annotated[int | None, typer.Option(min=0, help="The same seed gives the same text.")] = None,
     system: Annotated[str | None, typer.Option(help="The system message.")] = None,
@@ -63,11 +54,6 @@ def main(
     try:
         if prompt is not None and not prompt.strip():
             raise ValueError("The prompt is empty: there is nothing to answer.")
-        chat = prompt is None
-        if temperature is None:
-            temperature = CHAT_TEMPERATURE if chat else 0.0
-        if top_p is None:
-            top_p = CHAT_TOP_P if chat else 1.0
         params = SamplingParams(temperature, top_k, top_p, min_p, seed, max_tokens)
         llm = LLM(model, device, dtype, threads)
         introduce(llm)
