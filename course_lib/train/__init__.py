@@ -1,6 +1,26 @@
-"""Training: optimizers, schedules, and what keeps a run stable."""
+"""Training: data, optimizers, schedules, and what keeps a long run alive.
 
-from course_lib.train.optim import AdamW, adamw_step, clip_grad_norm
-from course_lib.train.schedule import cosine_schedule
+Parts in NumPy and in torch live side by side here: a name imports its module at first use, so that a lesson
+that needs only NumPy never waits for torch.
+"""
 
-__all__ = ["AdamW", "adamw_step", "clip_grad_norm", "cosine_schedule"]
+from course_lib.lazy import lazy_exports
+
+__all__ = [
+    "AdamW",
+    "TokenLoader",
+    "adamw_step",
+    "clip_grad_norm",
+    "cosine_schedule",
+    "prepare",
+]
+
+__getattr__ = lazy_exports(
+    __name__,
+    {
+        "course_lib.train.data": ["prepare"],
+        "course_lib.train.loader": ["TokenLoader"],
+        "course_lib.train.optim": ["AdamW", "adamw_step", "clip_grad_norm"],
+        "course_lib.train.schedule": ["cosine_schedule"],
+    },
+)
