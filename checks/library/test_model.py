@@ -16,9 +16,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from course_lib.cache import ContiguousCache, kv_cache_bytes
-from course_lib.model import CheckpointError, ModelConfig, load_model, open_checkpoint
+from course_lib.model import CheckpointError, ModelConfig, init_weights, load_model, open_checkpoint
 from course_lib.model.gguf_file import DECODERS, TYPE_NAMES, read_gguf
-from course_lib.model.layers import apply_rope, grouped_query_attention, rms_norm, rope_table
+from course_lib.model.layers import (
+    apply_rope,
+    grouped_query_attention,
+    rms_norm,
+    rope_frequencies,
+    rope_table,
+)
 
 # Odd on purpose: kv heads that differ from heads, heads that do not fill the hidden size, sizes that no block
 # divides. Each: hidden size, heads, key/value heads, head size, and what else is special.
@@ -104,6 +110,65 @@ def test_cache_gives_the_logits_of_the_whole(folder, pieces):
     assert cache.length == 13 <= cache.capacity
 
 
+class Recorder(ContiguousCache):
+    """A cache that keeps what each layer asked of it."""
+
+    def attend(self, layer, query, key, value, *, scale, window):
+        asked = (layer, query.shape, key.shape, value.shape, scale, window)
+        self.asked = [*getattr(self, "asked", []), asked]
+        return super().attend(layer, query, key, value, scale=scale, window=window)
+
+
+def test_what_a_layer_asks_of_a_cache(folder):
+    model = load_model(open_checkpoint(folder))
+    cache = Recorder(model.config, capacity=8, batch=2)
+    model(torch.randint(0, 71, (2, 5)), cache)
+    query, key = torch.Size((2, 5, 6, 8)), torch.Size((2, 5, 2, 8))
+    assert cache.asked == [(layer, query, key, key, 8**-0.5, None) for layer in range(3)]
+
+
+def test_positions_and_rows(folder):
+    """A token's logits depend on where it stands, given for all sequences or for each, and only those
+    that were asked for are computed."""
+    model = load_model(open_checkpoint(folder))
+    ids = torch.randint(0, 71, (2, 9))
+    expected = model(ids)
+    torch.testing.assert_close(model(ids, positions=torch.arange(9)), expected, atol=0, rtol=0)
+    each = torch.stack((torch.arange(9), torch.arange(9) * 3))
+    apart = model(ids, positions=each)
+    torch.testing.assert_close(apart[0], expected[0], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(apart[1], model(ids[1:], positions=each[1])[0], atol=1e-5, rtol=1e-5)
+    assert (apart[1] - expected[1]).abs().max() > 1e-2
+    # RoPE is relative: all tokens moved by the same distance see each other as before.
+    torch.testing.assert_close(model(ids, positions=torch.arange(30, 39)), expected, atol=1e-4, rtol=1e-4)
+    rows = torch.tensor([8, 0, 3])
+    torch.testing.assert_close(model(ids, rows=rows), expected[:, rows], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_decoder_can_be_trained(tied):
+    """Every weight of a fresh decoder gets a gradient, and a batch can be learned by heart."""
+    config = ModelConfig("llama", 31, 24, 40, 2, 4, 2, 6, 32, tie_word_embeddings=tied)
+    model = init_weights(config, seed=0)
+    same, other = init_weights(config, seed=0), init_weights(config, seed=1)
+    for name, weight in model.named_parameters():
+        assert torch.equal(weight, same.get_parameter(name))
+        assert weight.ndim == 1 or not torch.equal(weight, other.get_parameter(name))
+    torch.manual_seed(0)
+    ids = torch.randint(0, 31, (4, 12))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    losses = []
+    for _ in range(60):
+        loss = torch.nn.functional.cross_entropy(model(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        assert all(p.grad is not None and p.grad.abs().max() > 0 for p in model.parameters())
+        optimizer.step()
+        losses.append(loss.item())
+    assert abs(losses[0] - np.log(31)) < 0.1  # at first every token is as probable as any other
+    assert losses[-1] < 0.1
+
+
 def test_truncated_cache_continues_elsewhere(folder):
     model = load_model(open_checkpoint(folder))
     ids = torch.randint(0, 71, (1, 12))
@@ -142,7 +207,7 @@ def test_attention_by_definition():
 
 def test_rope_turns_by_relative_position():
     """Rotated queries and keys meet in a product that depends only on how far apart they are."""
-    cos, sin = rope_table(40, 16, 10_000.0)
+    cos, sin = rope_table(torch.arange(40), rope_frequencies(16, 10_000.0))
     query, key = torch.randn(16, dtype=torch.float64), torch.randn(16, dtype=torch.float64)
 
     def product(i: int, j: int) -> float:

@@ -5,6 +5,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from course_lib.model.config import ModelConfig
+from course_lib.model.layers import grouped_query_attention
 
 
 def kv_cache_bytes(config: ModelConfig, tokens: int, batch: int = 1, bytes_per_number: float = 2) -> int:
@@ -41,15 +42,24 @@ class ContiguousCache:
     def capacity(self) -> int:
         return self.keys.shape[3]
 
-    def append(
-        self, layer: int, key: Float[Tensor, "B K T D"], value: Float[Tensor, "B K T D"]
-    ) -> tuple[Float[Tensor, "B K S D"], Float[Tensor, "B K S D"]]:
-        """Store one layer's new keys and values behind the valid ones; return views of all S = length + T."""
-        end = self.length + key.shape[2]
+    def attend(
+        self,
+        layer: int,
+        query: Float[Tensor, "B T H D"],
+        key: Float[Tensor, "B T K D"],
+        value: Float[Tensor, "B T K D"],
+        *,
+        scale: float,
+        window: int | None,
+    ) -> Float[Tensor, "B T H D"]:
+        """Store one layer's new keys and values behind the valid ones; attend to all S = length + T."""
+        end = self.length + key.shape[1]
         self.reserve(end)
-        self.keys[layer, :, :, self.length : end] = key
-        self.values[layer, :, :, self.length : end] = value
-        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+        self.keys[layer, :, :, self.length : end] = key.transpose(1, 2)
+        self.values[layer, :, :, self.length : end] = value.transpose(1, 2)
+        keys, values = self.keys[layer, :, :, :end], self.values[layer, :, :, :end]  # (B, K, S, D)
+        mixed = grouped_query_attention(query.transpose(1, 2), keys, values, scale, window)
+        return mixed.transpose(1, 2)
 
     def advance(self, new: int) -> None:
         """Every layer has stored `new` tokens: count them as valid."""

@@ -8,7 +8,16 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from course_lib.model.config import ModelConfig
-from course_lib.model.layers import MLP, Attention, DecoderLayer, KVCache, Linear, RMSNorm, rope_table
+from course_lib.model.layers import (
+    MLP,
+    Attention,
+    DecoderLayer,
+    KVCache,
+    Linear,
+    RMSNorm,
+    rope_frequencies,
+    rope_table,
+)
 
 
 class Decoder(nn.Module):
@@ -27,7 +36,8 @@ class Decoder(nn.Module):
         self.lm_head = Linear(config.hidden_size, config.vocab_size)
         if config.tie_word_embeddings:
             self.lm_head.weight = self.embed_tokens
-        self.cos = self.sin = torch.empty(0, config.head_dim // 2)
+        # No buffer, which `model.to(torch.bfloat16)` would round: position 1001 would turn like 1000.
+        self.frequencies = rope_frequencies(config.head_dim, config.rope_theta)
 
     @property
     def device(self) -> torch.device:
@@ -38,39 +48,54 @@ class Decoder(nn.Module):
         return self.embed_tokens.dtype
 
     def forward(
-        self, ids: Int64[Tensor, "B T"], cache: KVCache | None = None, logits_to_keep: int = 0
+        self,
+        ids: Int64[Tensor, "B T"],
+        cache: KVCache | None = None,
+        positions: Int64[Tensor, "*batch T"] | None = None,
+        logits_to_keep: int = 0,
+        rows: Int64[Tensor, " kept"] | None = None,
     ) -> Float[Tensor, "B kept vocab"]:
         """Logits for the token after each of `ids`, which continue what the cache holds.
 
-        `logits_to_keep=n` computes only the last n positions (0: all): while a prompt is read only its
-        end matters, and the output head is the largest matrix of a small model.
+        Args:
+            ids: token ids.
+            cache: keys and values of the tokens before; None where there are none to remember.
+            positions: where each token stands, (T,) or (B, T). None: right after what the cache holds.
+                A cache that knows which token belongs to which request, as the engine's does, takes many
+                requests as one row, B = 1.
+            logits_to_keep: compute only the last n positions (0: all): while a prompt is read only its
+                end matters, and the output head is the largest matrix of a small model.
+            rows: compute only these of the T positions, in this order; overrides `logits_to_keep`.
 
         Raises:
-            ValueError: the sequence would be longer than the positions that the model was trained for.
+            ValueError: the sequence would be longer than the positions that the model was trained for
+                (not checked where `positions` are given: who gives them has checked).
         """
-        start = cache.length if cache is not None else 0
         new = ids.shape[1]
-        if start + new > self.config.max_position_embeddings:
-            raise ValueError(
-                f"{start + new} tokens do not fit: "
-                f"the model has {self.config.max_position_embeddings} positions."
-            )
-        cos, sin = self.rotations(start, start + new)
+        if positions is None:
+            start = cache.length if cache is not None else 0
+            if start + new > self.config.max_position_embeddings:
+                raise ValueError(
+                    f"{start + new} tokens do not fit: "
+                    f"the model has {self.config.max_position_embeddings} positions."
+                )
+            positions = torch.arange(start, start + new, device=ids.device)
+        cos, sin = self.rotations(positions)
         x = F.embedding(ids, self.embed_tokens)  # (B, T, C)
         for layer in self.layers:
             x = layer(x, cos, sin, cache)
         if cache is not None:
             cache.advance(new)
-        return self.lm_head(self.norm(x[:, -logits_to_keep:]))
+        x = x[:, -logits_to_keep:] if rows is None else x[:, rows]
+        return self.lm_head(self.norm(x))
 
-    def rotations(self, start: int, end: int) -> tuple[Float[Tensor, "T half"], Float[Tensor, "T half"]]:
-        """Cosines and sines of positions start to end - 1. The table grows by doubling, as texts do."""
-        if end > len(self.cos):
-            length = min(max(end, 2 * len(self.cos), 512), self.config.max_position_embeddings)
-            with torch.inference_mode(False):  # what a first answer computes, training may use later
-                cos, sin = rope_table(length, self.config.head_dim, self.config.rope_theta)
-                self.cos, self.sin = cos.to(self.embed_tokens.data), sin.to(self.embed_tokens.data)
-        return self.cos[start:end], self.sin[start:end]
+    def rotations(
+        self, positions: Int64[Tensor, "*batch T"]
+    ) -> tuple[Float[Tensor, "*batch T half"], Float[Tensor, "*batch T half"]]:
+        """Cosines and sines by which tokens at `positions` are turned; computed in float32."""
+        self.frequencies = self.frequencies.to(positions.device)
+        cos, sin = rope_table(positions, self.frequencies)
+        return cos.to(self.dtype), sin.to(self.dtype)
 
     def named_weights(self) -> Iterator[tuple[str, Tensor]]:
         """Every weight as (Hugging Face's name, tensor); parts of a fused matrix are views of it."""
@@ -109,3 +134,22 @@ def slices(prefix: str, block: Attention | MLP) -> Iterator[tuple[str, Tensor]]:
     for kind, tensor in whole("", fused):
         for name, rows in zip(block.rows, tensor.split(list(block.rows.values())), strict=True):
             yield f"{prefix}.{name}{kind}", rows
+
+
+def init_weights(config: ModelConfig, seed: int, std: float = 0.02) -> Decoder:
+    """A decoder with random weights, to be trained: matrices normal, biases 0, norms 1.
+
+    The two matrices of a layer that write into the residual stream start smaller, by the square root of
+    how many of them write there: else the stream would grow with the depth. The same seed gives the same
+    weights. Source: Radford et al. (2019), "Language Models are Unsupervised Multitask Learners", 2.3.
+    """
+    model = Decoder(config)
+    generator = torch.Generator().manual_seed(seed)
+    residual_std = std / (2 * config.num_hidden_layers) ** 0.5
+    for name, parameter in model.named_parameters():
+        if parameter.ndim == 1:
+            torch.nn.init.constant_(parameter, 0.0 if name.endswith("bias") else 1.0)
+        else:
+            into_stream = "o_proj" in name or "down_proj" in name
+            torch.nn.init.normal_(parameter, 0.0, residual_std if into_stream else std, generator=generator)
+    return model

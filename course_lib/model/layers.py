@@ -9,7 +9,7 @@ from typing import Protocol
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from course_lib.model.config import ModelConfig
@@ -29,25 +29,32 @@ def rms_norm(
     return weight * wide.to(x.dtype)
 
 
+def rope_frequencies(head_dim: int, theta: float) -> Float[Tensor, " half"]:
+    """The angle by which one step in position turns each pair: theta^(-2i / head_dim), in radians."""
+    return theta ** -(torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
+
+
 def rope_table(
-    positions: int, head_dim: int, theta: float
-) -> tuple[Float[Tensor, "T half"], Float[Tensor, "T half"]]:
-    """Cosines and sines of the angles t * theta^(-2i / head_dim) by which position t turns pair i."""
-    frequencies = theta ** -(torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)  # (D/2,)
-    angles = torch.arange(positions, dtype=torch.float32)[:, None] * frequencies  # (T, D/2)
+    positions: Int64[Tensor, "*batch T"], frequencies: Float[Tensor, " half"]
+) -> tuple[Float[Tensor, "*batch T half"], Float[Tensor, "*batch T half"]]:
+    """Cosines and sines of the angles by which each position turns each pair."""
+    angles = positions[..., None] * frequencies
     return angles.cos(), angles.sin()
 
 
 def apply_rope(
-    x: Float[Tensor, "B T heads D"], cos: Float[Tensor, "T half"], sin: Float[Tensor, "T half"]
+    x: Float[Tensor, "B T heads D"], cos: Float[Tensor, "*batch T half"], sin: Float[Tensor, "*batch T half"]
 ) -> Float[Tensor, "B T heads D"]:
     """Rotate the plane of coordinates i and i + D/2 of every head by the angle of its token's position.
+
+    `cos` and `sin` are (T, D/2) where all sequences of the batch stand at the same positions, otherwise
+    (B, T, D/2).
 
     That pairing (Hugging Face's "rotate half") is one of two in use; the other pairs 2i with 2i + 1
     (GGUF's order for Llamas, see `load.unpermute`). Source: Su et al. (2021), "RoFormer", equation 34.
     """
     first, second = x.chunk(2, dim=-1)  # each (B, T, heads, D/2)
-    cos, sin = cos[:, None], sin[:, None]  # (T, 1, D/2): the same for every head
+    cos, sin = cos[..., None, :], sin[..., None, :]  # (..., T, 1, D/2): the same for every head
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
 
 
@@ -59,33 +66,48 @@ def swiglu(gate: Float[Tensor, "*batch F"], up: Float[Tensor, "*batch F"]) -> Fl
     return F.silu(gate) * up
 
 
-def attention_mask(new: int, seen: int, device: torch.device) -> Bool[Tensor, "T S"]:
-    """True where a query may look: the last `new` of `seen` tokens, each at itself and all before it."""
-    return torch.ones(new, seen, dtype=torch.bool, device=device).tril(seen - new)
+def sliding_window_mask(
+    queries: int, keys: int, window: int | None = None, device: torch.device | str = "cpu"
+) -> Bool[Tensor, "T S"]:
+    """True where a query may look; the queries are the last of the tokens that there are keys for.
+
+    Each sees itself and the `window - 1` tokens before it, or all of them where `window` is None.
+    Source: Beltagy et al. (2020), "Longformer", section 3.1; Jiang et al. (2023), "Mistral 7B".
+    """
+    mask = torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
+    return mask if window is None else mask.triu(keys - queries - window + 1)
 
 
 def grouped_query_attention(
-    query: Float[Tensor, "B H T D"], key: Float[Tensor, "B K S D"], value: Float[Tensor, "B K S D"]
+    query: Float[Tensor, "B H T D"],
+    key: Float[Tensor, "B K S D"],
+    value: Float[Tensor, "B K S D"],
+    scale: float | None = None,
+    window: int | None = None,
 ) -> Float[Tensor, "B H T D"]:
     """Causal attention of the last T of S tokens, where H/K query heads share each key/value head.
 
+    `scale` multiplies the scores (None: 1/sqrt(D)). With a `window` each token sees only so many: itself
+    and those just before it.
     Source: Ainslie et al. (2023), "GQA: Training Generalized Multi-Query Transformer Models".
     """
     batch, heads, new, head_dim = query.shape
     kv_heads, seen = key.shape[1], key.shape[2]
+    if window is not None and seen > window + new - 1:  # the first query sees no further back than this
+        key, value = key[:, :, 1 - window - new :], value[:, :, 1 - window - new :]
+        seen = window + new - 1
     if new == 1:
         # One new token sees everything, so the heads that share a key/value head can stand in as rows of
         # one query: keys and values are read once a group, and nothing is copied or masked.
         grouped = query.reshape(batch, kv_heads, heads // kv_heads, head_dim)  # (B, K, H/K, D)
-        return F.scaled_dot_product_attention(grouped, key, value).reshape(query.shape)
+        return F.scaled_dot_product_attention(grouped, key, value, scale=scale).reshape(query.shape)
     if heads != kv_heads:
         # SDPA's own `enable_gqa` is several times slower than this copy for bfloat16 on a CPU.
         key, value = (repeat_heads(tensor, heads // kv_heads) for tensor in (key, value))  # (B, H, S, D)
-    if new == seen:
-        return F.scaled_dot_product_attention(query, key, value, is_causal=True)
-    return F.scaled_dot_product_attention(
-        query, key, value, attn_mask=attention_mask(new, seen, query.device)
-    )
+    if new == seen and (window is None or window >= seen):
+        return F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale)
+    mask = sliding_window_mask(new, seen, window, query.device)
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
 
 
 def repeat_heads(x: Float[Tensor, "B K S D"], times: int) -> Float[Tensor, "B H S D"]:
@@ -98,14 +120,24 @@ def repeat_heads(x: Float[Tensor, "B K S D"], times: int) -> Float[Tensor, "B H 
 
 
 class KVCache(Protocol):
-    """What a layer asks of a cache; `course_lib.cache` has the implementations."""
+    """What the decoder asks of a cache; `course_lib.cache` has the implementations."""
 
-    length: int
+    @property
+    def length(self) -> int:
+        """How many tokens it holds: where new ones go on that come without positions."""
+        ...
 
-    def append(
-        self, layer: int, key: Float[Tensor, "B K T D"], value: Float[Tensor, "B K T D"]
-    ) -> tuple[Float[Tensor, "B K S D"], Float[Tensor, "B K S D"]]:
-        """Store one layer's new keys and values after the `length` that are there; return all of them."""
+    def attend(
+        self,
+        layer: int,
+        query: Float[Tensor, "B T H D"],
+        key: Float[Tensor, "B T K D"],
+        value: Float[Tensor, "B T K D"],
+        *,
+        scale: float,
+        window: int | None,
+    ) -> Float[Tensor, "B T H D"]:
+        """Store one layer's new keys and values, and let each new query look at all before it and itself."""
         ...
 
     def advance(self, new: int) -> None:
@@ -167,24 +199,27 @@ class Attention(nn.Module):
         }
         self.qkv_proj = Linear(config.hidden_size, sum(self.rows.values()), config.attention_bias)
         self.o_proj = Linear(self.rows["q_proj"], config.hidden_size, config.attention_bias)
+        self.scale = self.head_dim**-0.5
+        self.window: int | None = None
 
     def forward(
         self,
         x: Float[Tensor, "B T C"],
-        cos: Float[Tensor, "T half"],
-        sin: Float[Tensor, "T half"],
+        cos: Float[Tensor, "*batch T half"],
+        sin: Float[Tensor, "*batch T half"],
         cache: KVCache | None,
     ) -> Float[Tensor, "B T C"]:
         batch, new, _ = x.shape
         qkv = self.qkv_proj(x).view(batch, new, -1, self.head_dim)  # (B, T, H + 2K, D)
         query_key, value = qkv.split((self.heads + self.kv_heads, self.kv_heads), dim=2)
-        query_key = apply_rope(query_key, cos, sin).transpose(1, 2)  # (B, H + K, T, D)
-        query, key = query_key.split((self.heads, self.kv_heads), dim=1)
-        value = value.transpose(1, 2)  # (B, K, T, D)
+        query_key = apply_rope(query_key, cos, sin)
+        query, key = query_key.split((self.heads, self.kv_heads), dim=2)  # (B, T, H, D), (B, T, K, D)
         if cache is not None:
-            key, value = cache.append(self.layer, key, value)  # (B, K, S, D)
-        mixed = grouped_query_attention(query, key, value)  # (B, H, T, D)
-        return self.o_proj(mixed.transpose(1, 2).reshape(batch, new, -1))
+            mixed = cache.attend(self.layer, query, key, value, scale=self.scale, window=self.window)
+        else:
+            query, key, value = (tensor.transpose(1, 2) for tensor in (query, key, value))
+            mixed = grouped_query_attention(query, key, value, self.scale, self.window).transpose(1, 2)
+        return self.o_proj(mixed.reshape(batch, new, -1))
 
 
 class MLP(nn.Module):
@@ -214,8 +249,8 @@ class DecoderLayer(nn.Module):
     def forward(
         self,
         x: Float[Tensor, "B T C"],
-        cos: Float[Tensor, "T half"],
-        sin: Float[Tensor, "T half"],
+        cos: Float[Tensor, "*batch T half"],
+        sin: Float[Tensor, "*batch T half"],
         cache: KVCache | None,
     ) -> Float[Tensor, "B T C"]:
         x = x + self.self_attn(self.input_layernorm(x), cos, sin, cache)
