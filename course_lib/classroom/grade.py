@@ -6,6 +6,7 @@ is kept in course_lib/mine/, so that the engine can run with it.
 """
 
 import ast
+import contextlib
 import json
 import os
 import subprocess
@@ -29,6 +30,7 @@ from course_lib.classroom.checking import (
     ExerciseVerdict,
 )
 from course_lib.classroom.diagnose import looks_as_if
+from course_lib.classroom.examiner import Examiner, serve
 from course_lib.classroom.lesson import Exercise, Lesson, load_lesson
 from course_lib.classroom.sandbox import Outcome, Sandbox, SandboxError
 from course_lib.classroom.sources import part_key, setup_source, strip_magics
@@ -255,7 +257,7 @@ def _defines(exercise: Exercise, source: str) -> bool:
 def run_checks(day: int, cells: dict[str, str]) -> tuple[list[dict[str, Any]], str]:
     """Run checks/day_NN.ipynb over these cells, under pytest and nbval in a process of their own.
 
-    Returns the verdict records (see magic.py and nbval_plugin.py) and pytest's own words.
+    Returns the verdict records (see examiner.py and nbval_plugin.py) and pytest's own words.
     """
     path = checking.checks_notebook(day)
     if not path.is_file():
@@ -281,14 +283,18 @@ def run_checks(day: int, cells: dict[str, str]) -> tuple[list[dict[str, Any]], s
         longest = max((c.timeout for n in cells for c in checking.checks_of(exercises[n])), default=0.0)
         command = [sys.executable, "-m", "course_lib.classroom.nbval_plugin", str(path)]
         command.append(f"--nbval-cell-timeout={longest + 120:g}")
-        done = subprocess.run(
-            command,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-        )
+        with (
+            contextlib.closing(Examiner(day, cells, verdicts)) as examiner,
+            serve(examiner, Path(folder)) as desk,
+        ):
+            done = subprocess.run(
+                command,
+                env=environment | desk,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                errors="replace",
+            )
         records = []
         if verdicts.is_file():
             records = [json.loads(line) for line in verdicts.read_text(encoding="utf-8").splitlines()]
