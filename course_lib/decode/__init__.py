@@ -1,11 +1,16 @@
-"""From logits to tokens: samplers and the loops that use them."""
+"""From logits to tokens: samplers and the loops that use them, in NumPy (Day 7) and in torch."""
 
+from course_lib.decode.numpy_generate import generate
+from course_lib.decode.numpy_sample import keep_top_p, sample
 from course_lib.lazy import lazy_exports
 
+__all__ = ["generate", "keep_top_p", "sample"]
+
+# The torch ones are imported when they are asked for.
 __getattr__ = lazy_exports(
     __name__,
     {
         "course_lib.decode.sampler": ["Sampler", "SamplingParams"],
-        "course_lib.decode.generate": ["generate_cached", "generate_uncached"],
+        "course_lib.decode.loop": ["generate_cached", "generate_uncached"],
     },
 )

@@ -11,7 +11,7 @@ import torch
 
 from course_lib import assets
 from course_lib.cache.contiguous import ContiguousCache
-from course_lib.decode.generate import generate_cached
+from course_lib.decode.loop import generate_cached
 from course_lib.decode.sampler import SamplingParams
 from course_lib.engine.calibrate import fastest_threads
 from course_lib.engine.chat_template import ChatTemplate, Message
