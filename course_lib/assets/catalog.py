@@ -43,6 +43,16 @@ class Asset:
         return self.files[0].path if len(self.files) == 1 else self.files[0].path.rpartition("/")[0]
 
 
+@dataclass(frozen=True)
+class Shipped:
+    """A folder that is part of the repository: nothing to fetch, and git looks after its bytes."""
+
+    name: str
+    title: str
+    location: str  # under the repository's data/
+    licence: str
+
+
 def split_plays(members: dict[str, bytes]) -> list[bytes]:
     """Return the training text (all plays but two) and the held-out text (Macbeth, Twelfth Night), plays in
     the order of their paths."""
@@ -162,5 +172,15 @@ CATALOG = {
             licence="Apache-2.0",
             source="https://github.com/mistralai/mistral-common",
         ),
+    )
+}
+
+SHIPPED = {
+    model.name: model
+    for model in (
+        Shipped(
+            "course-10m", "the course's GPT of 10M weights, trained on Day 9", "models/course-10m", "MIT"
+        ),
+        Shipped("course-1m", "its draft: 1M weights, the same vocabulary", "models/course-1m", "MIT"),
     )
 }

@@ -24,7 +24,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-from course_lib.assets.catalog import CATALOG, Asset, File
+from course_lib.assets.catalog import CATALOG, SHIPPED, Asset, File
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 NETWORK_TROUBLE = (
@@ -53,10 +53,12 @@ def data_folder() -> Path:
 def path(name: str, *, root: Path | None = None) -> Path:
     """Return where the asset lies, fetching it first if it is missing.
 
-    name: a key of the catalog ("smollm2", "corpus", "gpt2_ranks", "cl100k_ranks", "mistral_spm"). Raises
-    KeyError for an unknown name, AssetError when it can't be fetched or when the file there is not the
-    published one.
+    name: a key of the catalog ("smollm2", "corpus", "gpt2_ranks", "cl100k_ranks", "mistral_spm"), or a model
+    that is part of the repository ("course-10m", "course-1m"), whose folder is given. Raises KeyError for an
+    unknown name, AssetError when it can't be fetched or when the file there is not the published one.
     """
+    if name in SHIPPED:
+        return _shipped(name)
     asset, root = _find(name), root or data_folder()
     if missing(asset, root):
         from course_lib.assets.progress import shown
@@ -75,8 +77,18 @@ def path(name: str, *, root: Path | None = None) -> Path:
 
 def _find(name: str) -> Asset:
     if name not in CATALOG:
-        raise KeyError(f"no asset is called {name!r}: there are {', '.join(CATALOG)}")
+        raise KeyError(f"no asset is called {name!r}: there are {', '.join((*CATALOG, *SHIPPED))}")
     return CATALOG[name]
+
+
+def _shipped(name: str) -> Path:
+    folder = REPOSITORY / "data" / SHIPPED[name].location
+    if not (folder / "model.safetensors").is_file():
+        raise AssetError(
+            f"{name} is part of the repository, and {folder} has no model.safetensors: "
+            "`git checkout -- data/models` brings it back."
+        )
+    return folder
 
 
 def missing(asset: Asset, root: Path) -> list[File]:
@@ -182,9 +194,7 @@ def _watching(folder: Path, total: int, progress: Progress) -> Iterator[None]:
     def watch() -> None:
         while not over.wait(0.2):
             largest = 0
-            for place, _, names in os.walk(
-                folder
-            ):  # passes over folders that are gone meanwhile
+            for place, _, names in os.walk(folder):  # passes over folders that are gone meanwhile
                 for name in names:
                     with suppress(OSError):  # pip may move a file between our look and our question
                         largest = max(largest, os.stat(os.path.join(place, name)).st_size)
