@@ -193,6 +193,7 @@ class _Pending:
 
     namespace: dict[str, Any]
     imports: list[ast.stmt]
+    used: set[str]
     cell: types.CellType | None
     qualname: str
     path: Path
@@ -307,7 +308,8 @@ def _load_mine(path: Path, entry: dict[str, Any], reference: Any, frame: types.F
         raise TypeError(f"{name} is a {type(target).__name__}, the library's is a {type(reference).__name__}")
     target.__module__ = reference.__module__
     target.__qualname__ = reference.__qualname__
-    _PENDING.setdefault(reference.__module__, []).append(_Pending(namespace, later, cell, parent, path))
+    used = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    _PENDING.setdefault(reference.__module__, []).append(_Pending(namespace, later, used, cell, parent, path))
     if cell is not None:
         frame.f_locals[f"_owner_of_{name}"] = _OwnerCell(cell)
     return target
@@ -323,6 +325,12 @@ def _imports_library(node: ast.stmt) -> bool:
     return isinstance(node, ast.Import) and any(a.name.split(".")[0] == "course_lib" for a in node.names)
 
 
+def _bound(node: ast.stmt) -> set[str]:
+    """The names that an import statement binds."""
+    aliases = node.names if isinstance(node, ast.Import | ast.ImportFrom) else []
+    return {(alias.asname or alias.name).split(".")[0] for alias in aliases}
+
+
 def _finish(module: types.ModuleType) -> None:
     """Give the learner's functions what their module defined after them."""
     for pending in _PENDING.pop(module.__name__, []):
@@ -330,7 +338,9 @@ def _finish(module: types.ModuleType) -> None:
             try:
                 exec(compile(ast.Module([node], []), str(pending.path), "exec"), pending.namespace)
             except ImportError as problem:
-                _warn(f"{pending.path}, line {node.lineno}: {problem}")
+                # A set-up cell serves a whole day: what this part does not use need not be there.
+                if _bound(node) & pending.used:
+                    _warn(f"{pending.path}, line {node.lineno}: {problem}")
         for name, value in vars(module).items():
             pending.namespace.setdefault(name, value)
         if pending.cell is not None:

@@ -212,6 +212,18 @@ def test_the_set_up_cell_may_import_from_the_very_module(course):
     assert course.value(script) == "12 False"
 
 
+@pytest.mark.parametrize("uses", [False, True])
+def test_a_later_days_set_up_cell_may_import_from_a_room_above(course, uses):
+    """A warm-up keeps the cell of its new day, whose rooms import this one: they are not there yet."""
+    course.room(ADD)
+    course.room("from course_lib.room import add\n\n\ndef upper(x):\n    return x\n", name="above")
+    body = "upper(a) + b" if uses else "1000 + a + b"
+    course.learner("add", f"def add(a, b):\n    return {body}", setup="from course_lib.above import upper\n")
+    done = course.run("from course_lib import above\nprint(above.add(1, 2) if not %r else 0)" % uses)
+    assert ("cannot import name 'upper'" in done.stderr) == uses
+    assert done.stdout.strip() == ("0" if uses else "1003")
+
+
 def test_the_librarys_decorators_stay_around_the_learners_object(course):
     course.room(
         """
