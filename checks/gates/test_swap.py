@@ -219,7 +219,7 @@ def test_a_later_days_set_up_cell_may_import_from_a_room_above(course, uses):
     course.room("from course_lib.room import add\n\n\ndef upper(x):\n    return x\n", name="above")
     body = "upper(a) + b" if uses else "1000 + a + b"
     course.learner("add", f"def add(a, b):\n    return {body}", setup="from course_lib.above import upper\n")
-    done = course.run("from course_lib import above\nprint(above.add(1, 2) if not %r else 0)" % uses)
+    done = course.run(f"from course_lib import above\nprint(above.add(1, 2) if not {uses} else 0)")
     assert ("cannot import name 'upper'" in done.stderr) == uses
     assert done.stdout.strip() == ("0" if uses else "1003")
 

@@ -215,12 +215,12 @@ def test_names_and_order_of_bytes_agree_with_the_safetensors_library(folder: Pat
 def test_the_count_is_that_of_the_shapes(
     layers: int, heads: int, size: int, positions: int, vocab: int
 ) -> None:
-    config = GPTConfig(layers, heads, heads * size, positions, vocab)
+    config = GPTConfig(vocab, positions, heads * size, layers, heads)
     assert count_parameters(config)["total"] == sum(int(np.prod(s)) for s in tensor_shapes(config).values())
 
 
 def test_the_count_of_gpt2_small_is_the_published_one() -> None:
-    assert count_parameters(GPTConfig(12, 12, 768, 1024, 50257))["total"] == 124_439_808
+    assert count_parameters(GPTConfig(50257, 1024, 768, 12, 12))["total"] == 124_439_808
 
 
 def random_gpt(config: GPTConfig, seed: int = 0) -> GPT:
@@ -231,7 +231,7 @@ def random_gpt(config: GPTConfig, seed: int = 0) -> GPT:
 
 @given(t=st.integers(2, 9), change=st.integers(1, 8), seed=st.integers(0, 20))
 def test_a_token_changes_nothing_before_it(t: int, change: int, seed: int) -> None:
-    model = random_gpt(GPTConfig(2, 2, 12, 9, 17), seed)
+    model = random_gpt(GPTConfig(17, 9, 12, 2, 2), seed)
     ids = np.random.default_rng(seed).integers(0, 17, size=t)
     other = ids.copy()
     other[change % t] = (other[change % t] + 1) % 17
@@ -241,7 +241,7 @@ def test_a_token_changes_nothing_before_it(t: int, change: int, seed: int) -> No
 
 
 def test_what_goes_in_stays_as_it_is_and_float64_is_no_part_of_it() -> None:
-    model = random_gpt(GPTConfig(1, 2, 12, 9, 17))
+    model = random_gpt(GPTConfig(17, 9, 12, 1, 2))
     x = np.random.default_rng(0).normal(size=(3, 5, 12)).astype(np.float32)
     kept, weights = x.copy(), {name: w.copy() for name, w in model.layer(0).items()}
     assert block(x, model.layer(0), 2).dtype == np.float32
@@ -253,11 +253,11 @@ def test_what_goes_in_stays_as_it_is_and_float64_is_no_part_of_it() -> None:
 @pytest.mark.parametrize("ids", [[], list(range(10)), [17], [-1]])
 def test_ids_that_cannot_be_read_are_refused(ids: list[int]) -> None:
     with pytest.raises(ValueError, match=r"expected 0\.\.16|reads 1 to 9"):
-        gpt_forward(random_gpt(GPTConfig(1, 2, 12, 9, 17)), np.array(ids, dtype=np.int64))
+        gpt_forward(random_gpt(GPTConfig(17, 9, 12, 1, 2)), np.array(ids, dtype=np.int64))
 
 
 def test_layers_from_ten_on_keep_their_own_weights() -> None:
-    model = random_gpt(GPTConfig(12, 1, 4, 3, 5))
+    model = random_gpt(GPTConfig(5, 3, 4, 12, 1))
     assert model.layer(1).keys() == model.layer(11).keys()
     assert model.layer(1)["ln_1.bias"] is model.weights["h.1.ln_1.bias"]
     assert model.layer(11)["ln_1.bias"] is model.weights["h.11.ln_1.bias"]
@@ -272,7 +272,7 @@ def test_the_model_needs_no_torch() -> None:
 
 
 def test_the_race_measures_two_models_that_agree(tmp_path: Path) -> None:
-    result = race(GPTConfig(2, 2, 32, 16, 50), tokens=16, rounds=2)
+    result = race(GPTConfig(50, 16, 32, 2, 2), tokens=16, rounds=2)
     assert len(result.numpy) == len(result.torch) == 2
     assert result.difference < 1e-4
     written = json.loads(save(result, tmp_path).read_text())

@@ -27,11 +27,11 @@ BYTES = {"F32": 4, "F16": 2, "BF16": 2}  # a number's, by the dtype's name in a 
 class GPTConfig:
     """The numbers that fix a GPT-2's shape, under the names of its config.json."""
 
+    vocab_size: int
+    n_positions: int
+    n_embd: int
     n_layer: int
     n_head: int
-    n_embd: int
-    n_positions: int
-    vocab_size: int
 
     @classmethod
     def read(cls, folder: str | Path) -> "GPTConfig":
