@@ -518,11 +518,17 @@ def error_text(error: BaseException) -> str:
     elif isinstance(error, NotImplementedError):
         text = f"not written yet ({error})" if str(error) else "not written yet (NotImplementedError)"
     else:
-        text = f"{type(error).__name__}: {show(str(error))[1:-1]}" if str(error) else type(error).__name__
+        text = f"{type(error).__name__}: {_one_line(str(error))}" if str(error) else type(error).__name__
     place = cell_line(error)
     if place and isinstance(error, NameError):
         place += "; a check runs this cell alone: helpers belong in it"
     return f"{text} ({place})" if place else text
+
+
+def _one_line(text: str, limit: int = 240) -> str:
+    """An error's words without their line breaks and addresses; long ones keep their ends."""
+    text = re.sub(r" at 0x[0-9a-f]+", "", " ".join(text.split()))
+    return text if len(text) <= limit else f"{text[: 2 * limit // 3]} … {text[-limit // 3 :]}"
 
 
 def error_mark(error: BaseException, given: str = "") -> str:

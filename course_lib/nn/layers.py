@@ -118,7 +118,8 @@ def cross_entropy_backward(
         targets: (...), such as `cross_entropy` accepts.
 
     Returns:
-        (softmax - one-hot of the target) / number of positions; logits' shape, float32 or wider.
+        (softmax - one-hot of the target) / number of positions: logits' shape and type (float16
+        becomes float32, as in `softmax`).
     """
     one_hot = np.arange(logits.shape[-1]) == targets[..., None]  # (..., vocab)
     return (softmax(logits) - one_hot) / targets.size
