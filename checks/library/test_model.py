@@ -18,13 +18,8 @@ from hypothesis import strategies as st
 from course_lib.cache import ContiguousCache, kv_cache_bytes
 from course_lib.model import CheckpointError, ModelConfig, init_weights, load_model, open_checkpoint
 from course_lib.model.gguf_file import DECODERS, TYPE_NAMES, read_gguf
-from course_lib.model.layers import (
-    apply_rope,
-    grouped_query_attention,
-    rms_norm,
-    rope_frequencies,
-    rope_table,
-)
+from course_lib.model.layers import grouped_query_attention, rms_norm
+from course_lib.model.rope import apply_rope, rope_frequencies, rope_table
 
 # Odd on purpose: kv heads that differ from heads, heads that do not fill the hidden size, sizes that no block
 # divides. Each: hidden size, heads, key/value heads, head size, and what else is special.
@@ -253,21 +248,24 @@ def test_rooms_are_entered_without_torch():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model_type": "mamba"}, "'mamba' is not supported; this engine runs: llama"),
+        ({"model_type": "mamba"}, "'mamba' is not supported; this engine runs: gpt2, llama"),
         ({"num_attention_heads": None}, "no entry 'num_attention_heads'"),
         ({"num_attention_heads": "6"}, "num_attention_heads = '6'"),
         ({"num_hidden_layers": 0}, "num_hidden_layers = 0; expected a whole number from 1 up"),
         ({"num_key_value_heads": 4}, "6 query heads cannot share 4 key/value heads"),
         ({"head_dim": 7}, "must be even"),
         ({"hidden_act": "gelu"}, "activation 'gelu' is not supported"),
-        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "rotary scaling 'yarn'"),
-        ({"rope_scaling": {"type": "linear"}, "rope_parameters": None}, "rotary scaling 'linear'"),
+        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "no entry 'factor'"),
+        ({"rope_scaling": {"type": "longrope"}, "rope_parameters": None}, "rotary scaling 'longrope'"),
         ({"rms_norm_eps": float("nan")}, "rms_norm_eps = nan; expected a number above 0"),
         ({"vocab_size": 72}, "shape .71, 48.; the configuration asks for .72, 48."),
         ({"num_hidden_layers": 4}, "lacks 9 of 39 tensors, the first is model.layers.3"),
         ({"num_hidden_layers": 2}, "holds 9 tensors that this llama has no place for"),
         ({"hidden_size": 10**9}, "describes [0-9,]+ weights; its files hold"),
-        ({"num_hidden_layers": 10**12}, "describes [0-9,]+ weights; its files hold"),
+        ({"num_hidden_layers": 9999}, "describes [0-9,]+ weights; its files hold"),
+        ({"num_hidden_layers": 10**12}, "no model has over 10,000 layers"),
+        ({"hidden_size": 10**400}, "no model is so large"),
+        ({"quantization_config": {"quant_method": "gptq"}}, "quantized by 'gptq'"),
     ],
 )
 def test_configuration_that_does_not_fit(folder, tmp_path, change, message):

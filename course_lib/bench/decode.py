@@ -73,11 +73,15 @@ def transformers_config(config: ModelConfig) -> Any:
 
     same_names = (
         "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads "
-        "head_dim max_position_embeddings rms_norm_eps tie_word_embeddings attention_bias mlp_bias"
+        "head_dim max_position_embeddings tie_word_embeddings attention_bias mlp_bias"
     )
     return LlamaConfig(
         **{name: getattr(config, name) for name in same_names.split()},
-        rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
+        rms_norm_eps=config.norm_eps,
+        rope_parameters={
+            "rope_type": "default",
+            "rope_theta": config.rope.rope_theta if config.rope else None,
+        },
         bos_token_id=None,
         eos_token_id=None,
     )

@@ -1,4 +1,4 @@
-"""The decoder of the Llama family: token ids in, logits out, with or without a key/value cache."""
+"""The decoder of all families: token ids in, logits out, with or without a key/value cache."""
 
 from collections.abc import Iterator
 
@@ -7,37 +7,38 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from course_lib.model.config import ModelConfig
-from course_lib.model.layers import (
-    MLP,
-    Attention,
-    DecoderLayer,
-    KVCache,
-    Linear,
-    RMSNorm,
-    rope_frequencies,
-    rope_table,
-)
+from course_lib.model.config import ModelConfig, RopeParameters
+from course_lib.model.layers import DecoderLayer, Experts, FusedLinear, KVCache, Linear, norm
+from course_lib.model.rope import rope_table, stretched_frequencies
 
 
 class Decoder(nn.Module):
-    """Embedding, N blocks, a last norm and the output head. `named_weights` gives them Hugging Face's names.
+    """Embedding, N blocks, a last norm and the output head. `named_weights` gives them names.
 
-    Build it through `course_lib.model.load.load_model`, which fills the weights; here they are
-    uninitialized memory.
+    Build it through `course_lib.model.load.load_model`, which fills the weights, or through `init_weights`;
+    here they are uninitialized memory.
     """
 
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.config = config
         self.embed_tokens = nn.Parameter(torch.empty(config.vocab_size, config.hidden_size))
+        self.embed_positions = None
+        if config.rope is None:
+            self.embed_positions = nn.Parameter(
+                torch.empty(config.max_position_embeddings, config.hidden_size)
+            )
         self.layers = nn.ModuleList(DecoderLayer(config, layer) for layer in range(config.num_hidden_layers))
-        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.norm = norm(config)
         self.lm_head = Linear(config.hidden_size, config.vocab_size)
         if config.tie_word_embeddings:
             self.lm_head.weight = self.embed_tokens
-        # No buffer, which `model.to(torch.bfloat16)` would round: position 1001 would turn like 1000.
-        self.frequencies = rope_frequencies(config.head_dim, config.rope_theta)
+        # No buffers, which `model.to(torch.bfloat16)` would round: position 1001 would turn like 1000.
+        self.frequencies = {
+            rope: stretched_frequencies(config.head_dim, rope)
+            for rope in (config.rope, config.local_rope)
+            if rope
+        }
 
     @property
     def device(self) -> torch.device:
@@ -80,60 +81,77 @@ class Decoder(nn.Module):
                     f"the model has {self.config.max_position_embeddings} positions."
                 )
             positions = torch.arange(start, start + new, device=ids.device)
-        cos, sin = self.rotations(positions)
+        turned = {rope: self.rotations(positions, rope) for rope in self.frequencies}
         x = F.embedding(ids, self.embed_tokens)  # (B, T, C)
+        if self.config.embedding_scale != 1:
+            x = x * float(torch.tensor(self.config.embedding_scale, dtype=x.dtype, device="cpu"))
+        if self.embed_positions is not None:
+            x = x + F.embedding(positions, self.embed_positions)
         for layer in self.layers:
+            assert isinstance(layer, DecoderLayer)
+            cos, sin = turned[layer.rope] if layer.rope else (None, None)
             x = layer(x, cos, sin, cache)
         if cache is not None:
             cache.advance(new)
         x = x[:, -logits_to_keep:] if rows is None else x[:, rows]
-        return self.lm_head(self.norm(x))
+        logits = self.lm_head(self.norm(x))
+        if (cap := self.config.logit_softcap) is not None:
+            logits = cap * torch.tanh(logits / cap)
+        return logits
 
     def rotations(
-        self, positions: Int64[Tensor, "*batch T"]
+        self, positions: Int64[Tensor, "*batch T"], rope: RopeParameters | None = None
     ) -> tuple[Float[Tensor, "*batch T half"], Float[Tensor, "*batch T half"]]:
-        """Cosines and sines by which tokens at `positions` are turned; computed in float32."""
-        self.frequencies = self.frequencies.to(positions.device)
-        cos, sin = rope_table(positions, self.frequencies)
+        """Cosines and sines by which tokens at `positions` are turned; computed in float32.
+
+        `rope` is one of the model's own, by default its first: only layers with a sliding window may
+        have another.
+        """
+        rope = rope or self.config.rope
+        if rope is None:
+            raise ValueError(f"A {self.config.model_type} has no rotary positions.")
+        frequencies = self.frequencies[rope] = self.frequencies[rope].to(positions.device)
+        cos, sin = rope_table(positions, frequencies)
+        if rope.attention_factor != 1:
+            cos, sin = cos * rope.attention_factor, sin * rope.attention_factor
         return cos.to(self.dtype), sin.to(self.dtype)
 
     def named_weights(self) -> Iterator[tuple[str, Tensor]]:
-        """Every weight as (Hugging Face's name, tensor); parts of a fused matrix are views of it."""
-        yield "model.embed_tokens.weight", self.embed_tokens.data
-        for index, layer in enumerate(self.layers):
-            assert isinstance(layer, DecoderLayer)
-            prefix = f"model.layers.{index}"
-            yield f"{prefix}.input_layernorm.weight", layer.input_layernorm.weight.data
-            yield from slices(f"{prefix}.self_attn", layer.self_attn)
-            yield from whole(f"{prefix}.self_attn.o_proj", layer.self_attn.o_proj)
-            yield f"{prefix}.post_attention_layernorm.weight", layer.post_attention_layernorm.weight.data
-            yield from slices(f"{prefix}.mlp", layer.mlp)
-            yield from whole(f"{prefix}.mlp.down_proj", layer.mlp.down_proj)
-        yield "model.norm.weight", self.norm.weight.data
-        if not self.config.tie_word_embeddings:
-            yield from whole("lm_head", self.lm_head)
+        """Every weight as (name, tensor); parts of a fused matrix are views of it.
+
+        The names are those of Hugging Face's Llama, with what it lacks named as other families there do.
+
+        Raises:
+            RuntimeError: the matrices have been packed.
+        """
+        for path, module in self.named_modules():
+            prefix = path if path == "lm_head" else f"model.{path}".rstrip(".")
+            parent = prefix.rpartition(".")[0]
+            if isinstance(module, Linear) and module.packed is not None:
+                raise RuntimeError(f"{prefix} has been packed: its weights can no longer be read by name.")
+            for kind, parameter in module.named_parameters(recurse=False):
+                if module is self.lm_head and self.config.tie_word_embeddings:
+                    continue
+                if isinstance(module, FusedLinear):
+                    parts = parameter.data.split(list(module.rows.values()))
+                    for name, part in zip(module.rows, parts, strict=True):
+                        yield f"{parent}.{name}.{kind}", part
+                elif isinstance(module, Experts):
+                    names = ("gate_proj", "up_proj") if kind == "gate_up" else ("down_proj",)
+                    for expert, matrix in enumerate(parameter.data):
+                        for name, part in zip(names, matrix.chunk(len(names)), strict=True):
+                            yield f"{prefix}.{expert}.{name}.weight", part
+                else:  # a bare table, such as the embedding, is a module with one weight elsewhere
+                    yield (
+                        f"{prefix}.{kind}" + ("" if kind in ("weight", "bias") else ".weight"),
+                        parameter.data,
+                    )
 
     def pack(self) -> None:
         """Reorder every matrix for fast reading on a CPU (see `Linear.pack`); `named_weights` ends here."""
         for module in self.modules():
             if isinstance(module, Linear):
                 module.pack()
-
-
-def whole(name: str, linear: Linear) -> Iterator[tuple[str, Tensor]]:
-    if linear.packed is not None:
-        raise RuntimeError(f"{name} has been packed: its weights can no longer be read by name.")
-    yield f"{name}.weight", linear.weight.data
-    if linear.bias is not None:
-        yield f"{name}.bias", linear.bias.data
-
-
-def slices(prefix: str, block: Attention | MLP) -> Iterator[tuple[str, Tensor]]:
-    """The projections that share a fused matrix, each as a view of its rows."""
-    fused = block.qkv_proj if isinstance(block, Attention) else block.gate_up_proj
-    for kind, tensor in whole("", fused):
-        for name, rows in zip(block.rows, tensor.split(list(block.rows.values())), strict=True):
-            yield f"{prefix}.{name}{kind}", rows
 
 
 def init_weights(config: ModelConfig, seed: int, std: float = 0.02) -> Decoder:
@@ -148,8 +166,8 @@ def init_weights(config: ModelConfig, seed: int, std: float = 0.02) -> Decoder:
     residual_std = std / (2 * config.num_hidden_layers) ** 0.5
     for name, parameter in model.named_parameters():
         if parameter.ndim == 1:
-            torch.nn.init.constant_(parameter, 0.0 if name.endswith("bias") else 1.0)
+            torch.nn.init.constant_(parameter, 0.0 if name.endswith("bias") else 1.0 - config.norm_offset)
         else:
-            into_stream = "o_proj" in name or "down_proj" in name
+            into_stream = "o_proj" in name or "down" in name
             torch.nn.init.normal_(parameter, 0.0, residual_std if into_stream else std, generator=generator)
     return model

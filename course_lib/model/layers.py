@@ -1,18 +1,22 @@
-"""The layers of a Llama: RMSNorm, rotary positions, grouped-query attention and the gated MLP.
+"""The layers of a decoder: norms, grouped-query attention, gated MLPs and mixtures of them.
 
-The mathematics are plain functions of tensors, the modules only hold weights. Shapes use these letters:
-B sequences in the batch, T new tokens of each, S tokens seen so far (S >= T), C hidden size, H query heads,
-K key/value heads, D numbers per head, F width of the MLP.
+The mathematics are plain functions of tensors (rotary positions: rope.py), the modules only hold weights.
+Shapes use these letters: B sequences in the batch, T new tokens of each, S tokens seen so far (S >= T),
+C hidden size, H query heads, K key/value heads, D numbers per head, F width of the MLP, E experts.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import Protocol
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from course_lib.model.config import ModelConfig
+from course_lib.model.errors import CheckpointError
+from course_lib.model.rope import apply_rope
 
 
 def rms_norm(
@@ -29,41 +33,28 @@ def rms_norm(
     return weight * wide.to(x.dtype)
 
 
-def rope_frequencies(head_dim: int, theta: float) -> Float[Tensor, " half"]:
-    """The angle by which one step in position turns each pair: theta^(-2i / head_dim), in radians."""
-    return theta ** -(torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
-
-
-def rope_table(
-    positions: Int64[Tensor, "*batch T"], frequencies: Float[Tensor, " half"]
-) -> tuple[Float[Tensor, "*batch T half"], Float[Tensor, "*batch T half"]]:
-    """Cosines and sines of the angles by which each position turns each pair."""
-    angles = positions[..., None] * frequencies
-    return angles.cos(), angles.sin()
-
-
-def apply_rope(
-    x: Float[Tensor, "B T heads D"], cos: Float[Tensor, "*batch T half"], sin: Float[Tensor, "*batch T half"]
-) -> Float[Tensor, "B T heads D"]:
-    """Rotate the plane of coordinates i and i + D/2 of every head by the angle of its token's position.
-
-    `cos` and `sin` are (T, D/2) where all sequences of the batch stand at the same positions, otherwise
-    (B, T, D/2).
-
-    That pairing (Hugging Face's "rotate half") is one of two in use; the other pairs 2i with 2i + 1
-    (GGUF's order for Llamas, see `load.unpermute`). Source: Su et al. (2021), "RoFormer", equation 34.
-    """
-    first, second = x.chunk(2, dim=-1)  # each (B, T, heads, D/2)
-    cos, sin = cos[..., None, :], sin[..., None, :]  # (..., T, 1, D/2): the same for every head
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
-
-
 def swiglu(gate: Float[Tensor, "*batch F"], up: Float[Tensor, "*batch F"]) -> Float[Tensor, "*batch F"]:
     """silu(gate) * up: each unit is opened or shut by a gate of its own.
 
     Source: Shazeer (2020), "GLU Variants Improve Transformer".
     """
     return F.silu(gate) * up
+
+
+def geglu(gate: Float[Tensor, "*batch F"], up: Float[Tensor, "*batch F"]) -> Float[Tensor, "*batch F"]:
+    """gelu(gate) * up, with the tanh approximation of GELU. Source: as for `swiglu`."""
+    return F.gelu(gate, approximate="tanh") * up
+
+
+gelu_tanh = partial(F.gelu, approximate="tanh")
+# By Hugging Face's names. OpenAI's GPT-2 calls the tanh approximation "gelu_new".
+GATED: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"silu": swiglu, "gelu_pytorch_tanh": geglu}
+PLAIN: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu_new": gelu_tanh,
+    "gelu_pytorch_tanh": gelu_tanh,
+    "gelu": F.gelu,
+    "relu": F.relu,
+}
 
 
 def sliding_window_mask(
@@ -94,8 +85,8 @@ def grouped_query_attention(
     batch, heads, new, head_dim = query.shape
     kv_heads, seen = key.shape[1], key.shape[2]
     if window is not None and seen > window + new - 1:  # the first query sees no further back than this
-        key, value = key[:, :, 1 - window - new :], value[:, :, 1 - window - new :]
         seen = window + new - 1
+        key, value = key[:, :, -seen:], value[:, :, -seen:]
     if new == 1:
         # One new token sees everything, so the heads that share a key/value head can stand in as rows of
         # one query: keys and values are read once a group, and nothing is copied or masked.
@@ -117,6 +108,40 @@ def repeat_heads(x: Float[Tensor, "B K S D"], times: int) -> Float[Tensor, "B H 
         .expand(batch, heads, times, seen, head_dim)
         .reshape(batch, heads * times, seen, head_dim)
     )
+
+
+def moe_layer(
+    x: Float[Tensor, "N C"],
+    router: Float[Tensor, "E C"],
+    gate_up: Float[Tensor, "E 2F C"],
+    down: Float[Tensor, "E C F"],
+    top_k: int,
+) -> Float[Tensor, "N C"]:
+    """A mixture of gated MLPs: each of N tokens goes through the `top_k` experts that its router prefers.
+
+    Their outputs are added by the router's probabilities, scaled to a sum of 1 among those chosen. So a
+    token costs `top_k` experts, however many there are.
+
+    Args:
+        x: the tokens of all sequences, one below the other.
+        router: one row an expert; its products with a token are the token's logits over the experts.
+        gate_up: each expert's gate and up projections, gate's F rows first.
+        down: each expert's way back.
+
+    Source: Shazeer et al. (2017), "Outrageously Large Neural Networks"; Jiang et al. (2024), "Mixtral of
+    Experts", section 2.1.
+    """
+    probs = torch.softmax(F.linear(x, router).float(), dim=-1)  # (N, E)
+    weights, chosen = probs.topk(top_k, dim=-1)  # each (N, top_k)
+    weights = weights / weights.sum(-1, keepdim=True)
+    out = torch.zeros_like(x)
+    for expert in range(len(router)):
+        token, place = torch.where(chosen == expert)  # who takes this expert, and as which choice
+        if len(token):
+            gate, up = F.linear(x[token], gate_up[expert]).chunk(2, dim=-1)
+            mixed = F.linear(swiglu(gate, up), down[expert]) * weights[token, place, None]
+            out.index_add_(0, token, mixed.to(x.dtype))
+    return out
 
 
 class KVCache(Protocol):
@@ -171,18 +196,39 @@ class Linear(nn.Module):
             self.weight = nn.Parameter(self.weight.new_empty(0))
 
 
+class FusedLinear(Linear):
+    """Several projections of one vector as a single matrix: one long read instead of several short ones.
+
+    `rows` names them in order, each with its number of outputs.
+    """
+
+    def __init__(self, inputs: int, rows: dict[str, int], bias: bool = False):
+        super().__init__(inputs, sum(rows.values()), bias)
+        self.rows = rows
+
+
 class RMSNorm(nn.Module):
-    def __init__(self, size: int, eps: float):
+    """`rms_norm` with a learned weight. Some families store it less `offset`, so that 0 leaves x alone."""
+
+    def __init__(self, size: int, eps: float, offset: float = 0.0):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(size))
-        self.eps = eps
+        self.eps, self.offset = eps, offset
 
-    def forward(self, x: Float[Tensor, "B T C"]) -> Float[Tensor, "B T C"]:
+    def forward(self, x: Float[Tensor, "*batch C"]) -> Float[Tensor, "*batch C"]:
+        if self.offset:  # 1 + w in bfloat16 would lose w's digits
+            return rms_norm(x.float(), self.weight.float() + self.offset, self.eps).to(x.dtype)
         return rms_norm(x, self.weight, self.eps)
 
 
+def norm(config: ModelConfig) -> nn.Module:
+    if config.norm == "layer":
+        return nn.LayerNorm(config.hidden_size, config.norm_eps)
+    return RMSNorm(config.hidden_size, config.norm_eps, config.norm_offset)
+
+
 class Attention(nn.Module):
-    """Self-attention. Query, key and value projections are one matrix: one long read, not three short."""
+    """Self-attention; queries, keys and values come from one matrix."""
 
     def __init__(self, config: ModelConfig, layer: int):
         super().__init__()
@@ -192,27 +238,35 @@ class Attention(nn.Module):
             config.num_key_value_heads,
             config.head_dim,
         )
-        self.rows = {
-            "q_proj": self.heads * self.head_dim,
-            "k_proj": self.kv_heads * self.head_dim,
-            "v_proj": self.kv_heads * self.head_dim,
-        }
-        self.qkv_proj = Linear(config.hidden_size, sum(self.rows.values()), config.attention_bias)
-        self.o_proj = Linear(self.rows["q_proj"], config.hidden_size, config.attention_bias)
-        self.scale = self.head_dim**-0.5
-        self.window: int | None = None
+        self.scale = self.head_dim**-0.5 if config.attention_scale is None else config.attention_scale
+        self.window = config.window(layer)
+        query, key_value = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        rows = {"q_proj": query, "k_proj": key_value, "v_proj": key_value}
+        if config.fused_qkv:
+            rows = {"qkv_proj": query + 2 * key_value}
+        self.qkv_proj = FusedLinear(config.hidden_size, rows, config.attention_bias)
+        self.o_proj = Linear(query, config.hidden_size, config.output_bias)
+        self.q_norm = self.k_norm = None
+        if config.qk_norm:
+            self.q_norm, self.k_norm = (
+                RMSNorm(self.head_dim, config.norm_eps, config.norm_offset) for _ in range(2)
+            )
 
     def forward(
         self,
         x: Float[Tensor, "B T C"],
-        cos: Float[Tensor, "*batch T half"],
-        sin: Float[Tensor, "*batch T half"],
+        cos: Float[Tensor, "*batch T half"] | None,
+        sin: Float[Tensor, "*batch T half"] | None,
         cache: KVCache | None,
     ) -> Float[Tensor, "B T C"]:
         batch, new, _ = x.shape
         qkv = self.qkv_proj(x).view(batch, new, -1, self.head_dim)  # (B, T, H + 2K, D)
         query_key, value = qkv.split((self.heads + self.kv_heads, self.kv_heads), dim=2)
-        query_key = apply_rope(query_key, cos, sin)
+        if self.q_norm is not None and self.k_norm is not None:
+            query, key = query_key.split((self.heads, self.kv_heads), dim=2)
+            query_key = torch.cat((self.q_norm(query), self.k_norm(key)), dim=2)
+        if cos is not None and sin is not None:
+            query_key = apply_rope(query_key, cos, sin)
         query, key = query_key.split((self.heads, self.kv_heads), dim=2)  # (B, T, H, D), (B, T, K, D)
         if cache is not None:
             mixed = cache.attend(self.layer, query, key, value, scale=self.scale, window=self.window)
@@ -223,35 +277,85 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """The gated MLP. Gate and up projections are one matrix, for the same reason as in `Attention`."""
+    """The gated MLP, gate and up projections as one matrix; or GPT-2's plain one, of two matrices."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
-        self.rows = {"gate_proj": config.intermediate_size, "up_proj": config.intermediate_size}
-        self.gate_up_proj = Linear(config.hidden_size, 2 * config.intermediate_size, config.mlp_bias)
-        self.down_proj = Linear(config.intermediate_size, config.hidden_size, config.mlp_bias)
+        width, known = config.intermediate_size, GATED if config.gated_mlp else PLAIN
+        if config.activation not in known:
+            raise CheckpointError(
+                f"The activation {config.activation!r} is not supported in a {config.model_type}; "
+                f"supported are {', '.join(known)}."
+            )
+        if config.gated_mlp:
+            rows = {"gate_proj": width, "up_proj": width}
+            self.gate_up_proj = FusedLinear(config.hidden_size, rows, config.mlp_bias)
+            self.gated = GATED[config.activation]
+        else:
+            self.up_proj = Linear(config.hidden_size, width, config.mlp_bias)
+            self.activation = PLAIN[config.activation]
+        self.down_proj = Linear(width, config.hidden_size, config.mlp_bias)
+        self.has_gate = config.gated_mlp
 
     def forward(self, x: Float[Tensor, "B T C"]) -> Float[Tensor, "B T C"]:
-        gate, up = self.gate_up_proj(x).chunk(2, dim=-1)  # each (B, T, F)
-        return self.down_proj(swiglu(gate, up))
+        if self.has_gate:
+            return self.down_proj(self.gated(*self.gate_up_proj(x).chunk(2, dim=-1)))  # (B, T, F) inside
+        return self.down_proj(self.activation(self.up_proj(x)))
+
+
+class Experts(nn.Module):
+    """The experts' matrices, one behind the other; see `moe_layer`."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        experts, width, inner = config.num_experts, config.hidden_size, config.intermediate_size
+        self.gate_up = nn.Parameter(torch.empty(experts, 2 * inner, width))
+        self.down = nn.Parameter(torch.empty(experts, width, inner))
+
+
+class MixtureOfExperts(nn.Module):
+    """Takes the place of `MLP` in Mixtral."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.gate = nn.Parameter(torch.empty(config.num_experts, config.hidden_size))
+        self.experts = Experts(config)
+        self.top_k = config.num_experts_per_tok
+
+    def forward(self, x: Float[Tensor, "B T C"]) -> Float[Tensor, "B T C"]:
+        tokens = x.flatten(0, 1)
+        return moe_layer(tokens, self.gate, self.experts.gate_up, self.experts.down, self.top_k).view(x.shape)
 
 
 class DecoderLayer(nn.Module):
-    """One block: attention, then the MLP, each on a normalized copy and added back to the residual stream."""
+    """One block: attention, then the MLP, each on a normalized copy and added back to the residual stream.
+
+    With `post_norms` what they give is normalized too. The norms have Hugging Face's names, by which
+    `post_attention_layernorm` stands before the MLP or, with `post_norms`, behind attention.
+    """
 
     def __init__(self, config: ModelConfig, layer: int):
         super().__init__()
-        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.post_norms = config.post_norms
+        self.rope = config.layer_rope(layer)
+        self.input_layernorm = norm(config)
         self.self_attn = Attention(config, layer)
-        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.mlp = MLP(config)
+        self.post_attention_layernorm = norm(config)
+        self.mlp = MixtureOfExperts(config) if config.num_experts else MLP(config)
+        if config.post_norms:
+            self.pre_feedforward_layernorm = norm(config)
+            self.post_feedforward_layernorm = norm(config)
 
     def forward(
         self,
         x: Float[Tensor, "B T C"],
-        cos: Float[Tensor, "*batch T half"],
-        sin: Float[Tensor, "*batch T half"],
+        cos: Float[Tensor, "*batch T half"] | None,
+        sin: Float[Tensor, "*batch T half"] | None,
         cache: KVCache | None,
     ) -> Float[Tensor, "B T C"]:
-        x = x + self.self_attn(self.input_layernorm(x), cos, sin, cache)
+        mixed = self.self_attn(self.input_layernorm(x), cos, sin, cache)
+        if self.post_norms:
+            x = x + self.post_attention_layernorm(mixed)
+            return x + self.post_feedforward_layernorm(self.mlp(self.pre_feedforward_layernorm(x)))
+        x = x + mixed
         return x + self.mlp(self.post_attention_layernorm(x))
