@@ -5,7 +5,7 @@ venv := .venv/bin
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup start engine bench check-day progress reset-day update doctor data lessons lint test test-all
+.PHONY: help setup start engine train bench check-day progress reset-day update doctor data lessons lint test test-all
 
 # `make check-day 5` is `make check-day N=5`: the word after the command is its argument, not a target.
 ifneq (,$(filter check-day reset-day lessons,$(firstword $(MAKECMDGOALS))))
@@ -21,7 +21,9 @@ endif
 override PROMPT := $(value PROMPT)
 override MODEL := $(value MODEL)
 override N := $(value N)
-export PROMPT MODEL N
+override DATA := $(value DATA)
+override BUDGET := $(value BUDGET)
+export PROMPT MODEL N DATA BUDGET
 ifdef PARTS
   export PARTS
 endif
@@ -39,6 +41,10 @@ start: setup ## open JupyterLab at the first unfinished day
 
 engine: setup ## chat with the model; PROMPT="…": one answer; MODEL=file; PARTS=mine
 	@$(venv)/python -m course_lib.engine $(if $(PROMPT),--prompt "$$PROMPT") $(if $(MODEL),--model "$$MODEL")
+
+train: setup ## train a model of your own; BUDGET=2min|15min|full; DATA=folder; NEW=1
+	@$(venv)/python -m course_lib.train $(if $(BUDGET),--budget "$$BUDGET") $(if $(MODEL),--model "$$MODEL") \
+		$(if $(DATA),--data "$$DATA") $(if $(NEW),--new)
 
 bench: setup ## how fast the engine decodes here, beside Transformers
 	@$(venv)/python -m course_lib.bench

@@ -32,7 +32,7 @@ def save_checkpoint(
         OSError: the disk is full or not writable.
     """
     state = {
-        "model": model.state_dict(),
+        "model": getattr(model, "module", model).state_dict(),  # DDP keeps the model it wraps there
         "optimizer": optimizer.state_dict(),
         "loader": loader.state_dict(),
         "step": step,
@@ -69,7 +69,7 @@ def load_checkpoint(
             f"{path} is damaged: {problem}. Delete it to go on from the one before."
         ) from problem
     try:
-        model.load_state_dict(state["model"])
+        getattr(model, "module", model).load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         loader.load_state_dict(state["loader"])
     except (KeyError, RuntimeError, ValueError) as problem:

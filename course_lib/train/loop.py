@@ -46,10 +46,11 @@ def fit(
     random numbers of step n (dropout) come from the seed recipe.seed + n.
 
     Args:
-        model: ids to logits; in training mode.
+        model: ids to logits, in training mode.
         optimizer: each of its param_groups has the highest rate as "peak"; the rate of a step is
             peak * recipe.factor(step).
-        loader: recipe.accumulation batches of it make a step.
+        loader: recipe.accumulation batches of it make a step. Among several ranks, each with a
+            loader of its own, only rank 0 evaluates, saves and reports.
         held_out: evaluated every recipe.evaluate_every steps and after the last.
         run: folder of the checkpoints, one every recipe.save_every steps and after the last.
         report: called after each step with what it gave.
@@ -60,32 +61,36 @@ def fit(
 
     Raises:
         TrainingStopped: the loss diverged. The last checkpoint is from before.
+        CheckpointError: the last checkpoint is damaged, or of another model.
+        OSError: a checkpoint could not be written. The one before it is still there.
     """
     step = 0
     history: list[dict[str, Any]] = []
     if saved := checkpoints(run):
         step, history = load_checkpoint(saved[-1], model, optimizer, loader)
+
+    def due(every: int) -> bool:
+        return loader.rank == 0 and (step == recipe.steps or (every > 0 and step % every == 0))
+
     while step < recipe.steps:
         started = time.perf_counter()
         step += 1
         torch.manual_seed(recipe.seed + step)
         for group in optimizer.param_groups:
             group["lr"] = group["peak"] * recipe.factor(step)
-        batches = [
-            (torch.from_numpy(x), torch.from_numpy(y))
-            for x, y in (loader.next_batch() for _ in range(recipe.accumulation))
-        ]
+        arrays = [loader.next_batch() for _ in range(recipe.accumulation)]
+        batches = [(torch.from_numpy(x), torch.from_numpy(y)) for x, y in arrays]
         try:
-            loss, norm = train_step(model, optimizer, batches, recipe.clip)
+            loss, norm = train_step(model, optimizer, batches, recipe.clip, recipe.dtype)
         except Diverged as problem:
-            raise TrainingStopped(f"Step {step}: {problem}.") from problem
+            raise TrainingStopped(f"Step {step} was not made: {problem}.") from problem
         record = {"step": step, "loss": loss, "norm": norm, "rate": recipe.factor(step)}
         record["seconds"] = time.perf_counter() - started
-        last = step == recipe.steps
-        if last or (recipe.evaluate_every and step % recipe.evaluate_every == 0):
-            record["bits_per_byte"] = evaluate(model, held_out.ids, held_out.text_bytes, recipe.block_size)
+        if due(recipe.evaluate_every):
+            text, size = held_out.ids, held_out.text_bytes
+            record["bits_per_byte"] = evaluate(model, text, size, recipe.block_size, dtype=recipe.dtype)
         history.append(record)
-        if last or (recipe.save_every and step % recipe.save_every == 0):
+        if due(recipe.save_every):
             save_checkpoint(checkpoint_path(run, step), model, optimizer, loader, step, history)
             prune(run)
         report(record)

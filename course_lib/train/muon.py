@@ -106,13 +106,11 @@ def block_matrices(model: nn.Module) -> Iterator[tuple[nn.Parameter, list[int]]]
     """The matrices inside the blocks of a GPT or a Decoder, with the rows of what is fused in them."""
     for name, weight in model.named_parameters():
         if weight.dim() == 2 and re.search(r"(^|\.)(h|layers)\.\d+\.", name):
-            owner = model.get_submodule(name.rsplit(".", 2)[0])
+            rows: dict[str, int] | None = getattr(model.get_submodule(name.rpartition(".")[0]), "rows", None)
             if "c_attn" in name:
-                yield weight, [len(weight) // 3] * 3
-            elif "qkv_proj" in name or "gate_up_proj" in name:
-                yield weight, list(owner.rows.values())  # type: ignore[operator]
+                yield weight, [len(weight) // 3] * 3  # query, key and value
             else:
-                yield weight, [len(weight)]
+                yield weight, list(rows.values()) if rows else [len(weight)]
 
 
 def build_optimizer(model: nn.Module, lr: float, muon_lr: float | None, weight_decay: float) -> Together:

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
+
 from course_lib.train.schedule import cosine_schedule
 
 
@@ -22,7 +24,8 @@ class Recipe:
                     early by choosing `steps` anew; "cosine" falls all the way
     clip            longest gradient that is let through
     seed            of the weights, the order of the data and the dropout
-    evaluate_every, save_every, sample_every: in steps; 0 means only at the end
+    precision       "bfloat16": under autocast; "float32": without
+    evaluate_every, save_every: in steps; 0 means only at the end
     """
 
     steps: int
@@ -39,7 +42,7 @@ class Recipe:
     seed: int = 0
     evaluate_every: int = 100
     save_every: int = 100
-    sample_every: int = 0
+    precision: Literal["bfloat16", "float32"] = "bfloat16"
 
     def __post_init__(self) -> None:
         if min(self.steps, self.batch_size, self.accumulation, self.block_size) < 1:
@@ -48,6 +51,16 @@ class Recipe:
             raise ValueError(
                 f"warmup {self.warmup} and cooldown {self.cooldown} do not fit into {self.steps} steps"
             )
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that one rank reads in a step."""
+        return self.batch_size * self.accumulation * self.block_size
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What autocast computes in."""
+        return {"bfloat16": torch.bfloat16, "float32": torch.float32}[self.precision]
 
     def factor(self, step: int) -> float:
         """What every group's peak rate is multiplied by at this step, from 0 to 1."""

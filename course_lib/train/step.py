@@ -23,10 +23,12 @@ def train_step(
     optimizer: Any,
     batches: Sequence[tuple[Int64[Tensor, "B T"], Int64[Tensor, "B T"]]],
     clip: float = 1.0,
+    dtype: torch.dtype = torch.bfloat16,
 ) -> tuple[float, float]:
     """One optimizer step on the mean loss of several batches of one size: gradient accumulation.
 
-    The forward passes run under bfloat16 autocast; the weights stay in their own dtype.
+    The forward passes run under autocast to `dtype`; the weights stay in their own. Float32 means no
+    autocast.
 
     Args:
         model: ids (B, T) to logits (B, T, V).
@@ -47,7 +49,7 @@ def train_step(
         # Between ranks only the sum of all passes need travel: DDP's no_sync holds it back until the last.
         held_back = getattr(model, "no_sync", nullcontext) if i + 1 < len(batches) else nullcontext
         with held_back():
-            with torch.autocast(device.type, torch.bfloat16):
+            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
                 logits = model(inputs.to(device))  # (B, T, V)
                 loss = F.cross_entropy(logits.flatten(0, 1), targets.to(device).flatten())
             (loss / len(batches)).backward()
@@ -62,7 +64,12 @@ def train_step(
 @exercise(day=9)
 @torch.no_grad()
 def evaluate(
-    model: nn.Module, ids: Int64[Tensor, " N"], text_bytes: int, block_size: int, batch_size: int = 16
+    model: nn.Module,
+    ids: Int64[Tensor, " N"],
+    text_bytes: int,
+    block_size: int,
+    batch_size: int = 16,
+    dtype: torch.dtype = torch.bfloat16,
 ) -> float:
     """Bits that the model needs for a byte of the text whose tokens are `ids`.
 
@@ -75,6 +82,7 @@ def evaluate(
         text_bytes: bytes of UTF-8 that tokens 1 to N - 1 stand for.
         block_size: the longest context, in tokens.
         batch_size: windows a forward pass.
+        dtype: of autocast; float32 means none.
     """
     was_training = model.training
     model.eval()
@@ -88,7 +96,7 @@ def evaluate(
     for inputs, targets in pieces:
         for x, y in zip(inputs.split(batch_size), targets.split(batch_size), strict=True):
             if x.numel():
-                with torch.autocast(device.type, torch.bfloat16):
+                with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
                     logits = model(x.to(device))  # (B, T, V)
                 nats += F.cross_entropy(
                     logits.flatten(0, 1).float(), y.to(device).flatten(), reduction="sum"
