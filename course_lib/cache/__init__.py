@@ -7,6 +7,7 @@ __getattr__ = lazy_exports(
     {
         "course_lib.cache.blocks": ["BlockAllocator", "BlockTable"],
         "course_lib.cache.contiguous": ["ContiguousCache", "kv_cache_bytes"],
+        "course_lib.cache.paged": ["PagedCache"],
         "course_lib.cache.prefix": ["HashPrefixCache", "NoPrefixCache", "PrefixCache"],
         "course_lib.cache.radix": ["RadixPrefixCache"],
     },

@@ -21,6 +21,8 @@ class SamplingParams:
     seed: the same seed gives the same text; None takes a fresh one.
     max_tokens: end after so many tokens. stop_token_ids: end at these, besides the model's own end tokens.
     ignore_eos: go on at the model's own end tokens (for benchmarks).
+    stop: end where one of these texts begins; a single text is taken as a list of one.
+    n: so many texts for one prompt, which is computed once.
     """
 
     temperature: float = 1.0
@@ -31,8 +33,13 @@ class SamplingParams:
     max_tokens: int = 256
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
+    stop: tuple[str, ...] = ()
+    n: int = 1
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "stop", (self.stop,) if isinstance(self.stop, str) else tuple(self.stop))
+        object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
+
         def must(holds: bool, name: str, rule: str) -> None:
             if not holds:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; it must be {rule}.")
@@ -42,6 +49,8 @@ class SamplingParams:
         must(0 < self.top_p <= 1, "top_p", "above 0 and at most 1")
         must(0 <= self.min_p <= 1, "min_p", "between 0 and 1")
         must(self.max_tokens >= 1, "max_tokens", "at least 1")
+        must(self.n >= 1, "n", "at least 1")
+        must(all(isinstance(text, str) and text for text in self.stop), "stop", "texts, none of them empty")
         must(self.seed is None or 0 <= self.seed < 2**64, "seed", "None or a whole number from 0 to 2^64 - 1")
 
     @property

@@ -7,8 +7,11 @@ __getattr__ = lazy_exports(
     {
         "course_lib.decode.sampler": ["SamplingParams"],
         "course_lib.engine.chat_template": ["ChatTemplate"],
+        "course_lib.engine.engine": ["Engine", "EngineConfig"],
         "course_lib.engine.llm": ["LLM", "Completion"],
+        "course_lib.engine.model_runner": ["ModelRunner"],
         "course_lib.engine.request": ["Output", "Request"],
+        "course_lib.engine.runner": ["Runner"],
         "course_lib.engine.scheduler": ["ImpossibleRequest", "Schedule", "Scheduler"],
     },
 )

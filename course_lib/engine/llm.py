@@ -1,41 +1,64 @@
-"""`LLM`: a model, its tokenizer and its chat template, behind two methods: `stream` and `generate`."""
+"""`LLM`: a model, its tokenizer, its template and an engine, behind two methods: `stream`, `generate`."""
 
-import secrets
-import time
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
 
 import torch
 
 from course_lib import assets
-from course_lib.cache.contiguous import ContiguousCache
-from course_lib.decode.loop import generate_cached
+from course_lib.cache.contiguous import kv_cache_bytes
+from course_lib.cache.radix import RadixPrefixCache
 from course_lib.decode.sampler import SamplingParams
 from course_lib.engine.calibrate import fastest_threads
 from course_lib.engine.chat_template import ChatTemplate, Message
 from course_lib.engine.choose import choose
+from course_lib.engine.engine import Engine, EngineConfig
+from course_lib.engine.model_runner import ModelRunner
+from course_lib.engine.request import FinishReason, Request
 from course_lib.hardware.detect import detect
+from course_lib.model.config import ModelConfig
 from course_lib.model.errors import CheckpointError
 from course_lib.model.load import GGUFCheckpoint, load_model, open_checkpoint
 from course_lib.tokenizer import Tokenizer
 
 Prompt = str | Sequence[Message]
 MODELS = ("smollm2",)
+POOL_SHARE = 0.25  # of a CPU's memory; of a GPU's free memory three times as much
+UNKNOWN_MEMORY = 8 << 30  # bytes
 
 
 @dataclass
 class Completion:
-    """One answer. Times are in seconds; `reused` tokens of the prompt were in the cache already."""
+    """One answer. Times are in seconds; `reused` tokens of the prompt were in the cache already.
+
+    `index` tells the `n` answers to one prompt apart.
+    """
 
     text: str = ""
     token_ids: list[int] = field(default_factory=list)
-    finish_reason: Literal["stop", "length", "cancelled"] = "cancelled"
+    finish_reason: FinishReason = "cancelled"
     prompt_tokens: int = 0
     reused: int = 0
     time_to_first_token: float = 0.0
     decode_seconds: float = 0.0
+    index: int = 0
+
+    @classmethod
+    def of(cls, request: Request) -> "Completion":
+        """What has become of a request so far."""
+        began = bool(request.first_token_at)
+        return cls(
+            text=request.text,
+            token_ids=request.output_ids,
+            finish_reason=request.finish_reason or "cancelled",
+            prompt_tokens=request.num_prompt_tokens,
+            reused=request.num_cached_tokens,
+            time_to_first_token=request.first_token_at - request.arrived if began else 0.0,
+            decode_seconds=request.last_token_at - request.first_token_at,
+            index=request.index,
+        )
 
     @property
     def tokens_per_second(self) -> float:
@@ -44,14 +67,27 @@ class Completion:
 
 
 class Stream:
-    """Iterate over it for the text as it comes; `completion` grows along and is whole at the end."""
+    """Iterate over it for the text as it comes; several streams of one engine advance together.
 
-    def __init__(self, llm: "LLM", prompt_ids: list[int], params: SamplingParams):
-        self.completion = Completion(prompt_tokens=len(prompt_ids))
-        self.pieces = llm.run(prompt_ids, params, self.completion)
+    Leaving the loop early, or `stop` from wherever, ends the request.
+    """
+
+    def __init__(self, engine: Engine, request: Request):
+        self.engine = engine
+        self.request = request
+        self.stopped = False
+        self.pieces = self._run()
+
+    @property
+    def completion(self) -> Completion:
+        return Completion.of(self.request)
 
     def __iter__(self) -> Iterator[str]:
         return self.pieces
+
+    def stop(self) -> None:
+        """End the request after the step that is running now."""
+        self.stopped = True
 
     def finish(self) -> Completion:
         """Run to the end and return the whole answer."""
@@ -59,13 +95,27 @@ class Stream:
             pass
         return self.completion
 
+    def _run(self) -> Iterator[str]:
+        told = 0
+        try:
+            while not self.stopped:
+                if piece := self.request.text[told:]:
+                    told += len(piece)
+                    yield piece
+                elif self.request.finish_reason:
+                    return
+                else:
+                    self.engine.step()
+        finally:
+            self.engine.cancel(self.request)
+
 
 class LLM:
     """A language model ready to answer.
 
-    A string is continued as it stands; a list of messages goes through the model's chat template. The
-    keys and values of the last request stay: a next one that begins with the same tokens, as the next
-    turn of a chat does, reads only what is new.
+    A string is continued as it stands; a list of messages goes through the model's chat template. Blocks of
+    keys and values stay while there is room: a prompt that begins like an earlier one, as the next turn of
+    a chat does, reads only what is new.
     """
 
     def __init__(
@@ -74,6 +124,7 @@ class LLM:
         device: str = "auto",
         dtype: str = "auto",
         threads: int | None = None,
+        config: EngineConfig | None = None,
     ):
         """`model` is "smollm2" or the path of a GGUF file.
 
@@ -108,17 +159,25 @@ class LLM:
             "eos_token": "".join(vocab[token].decode() for token in self.config.eos_token_ids[:1]),
         }
         self.chat_template = ChatTemplate(template, names) if template else None
-        self.cache = ContiguousCache(self.config, 256, dtype=self.choice.dtype, device=self.choice.device)
-        self.sequence: list[int] = []  # the latest request's tokens: the cache holds the first of them
         if self.choice.device.type == "cpu" and self.choice.threads is None:
             count, why = fastest_threads(self.step, detect().cores)
             self.choice = replace(self.choice, threads=count, threads_why=why)
         torch.set_num_threads(self.choice.threads or detect().cores)
+        config = config or EngineConfig()
+        blocks = config.num_blocks or pool_blocks(self.config, config, self.choice.dtype, self.choice.device)
+        self.engine = Engine(
+            ModelRunner(self.model, blocks, config.block_size),
+            blocks,
+            config,
+            self.tokenizer,
+            self.config.eos_token_ids,
+            self.config.max_position_embeddings,
+        )
 
+    @torch.inference_mode()
     def step(self) -> None:
-        """The work of one token, for measuring; leaves nothing in the cache."""
-        self.model(torch.zeros(1, 1, dtype=torch.long), self.cache)
-        self.cache.truncate(0)
+        """The work of one token, for measuring."""
+        self.model(torch.zeros(1, 1, dtype=torch.long))
 
     def encode(self, prompt: Prompt) -> list[int]:
         """Token ids of a prompt; what a user typed never becomes a special token."""
@@ -131,77 +190,68 @@ class LLM:
     def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Stream:
         """Start an answer. Its text comes from iterating; leaving the loop early stops the work.
 
-        There is one cache, so an answer that is not read to its end is over once the next one begins.
-
         Raises:
-            ValueError: the prompt is empty or longer than the model's context.
+            ValueError: the prompt is empty, or longer than what the model or the pool can hold; or n > 1.
         """
-        ids = self.encode(prompt)
-        room = self.config.max_position_embeddings - len(ids)
-        if not ids:
-            raise ValueError("The prompt is empty: the model needs at least one token to continue from.")
-        if room < 1:
-            raise ValueError(
-                f"The prompt has {len(ids)} tokens; {self.name} has room for "
-                f"{self.config.max_position_embeddings}, one of them for the answer."
-            )
         params = params or SamplingParams()
-        if params.seed is None:
-            params = replace(params, seed=secrets.randbits(64))
-        return Stream(self, ids, replace(params, max_tokens=min(params.max_tokens, room)))
+        if params.n > 1:
+            raise ValueError(f"n is {params.n}; a stream is one text. Use generate for several.")
+        return Stream(self.engine, self.engine.add(self.encode(prompt), params)[0])
 
     def generate(
-        self, prompts: Prompt | Sequence[Prompt], params: SamplingParams | None = None
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
     ) -> list[Completion]:
-        """Answer one prompt or several, one after the other; always returns a list."""
-        one = isinstance(prompts, str) or isinstance(next(iter(prompts), None), Mapping)
-        streams = (self.stream(prompt, params) for prompt in ([prompts] if one else prompts))  # type: ignore[arg-type]
-        return [stream.finish() for stream in streams]
+        """Answer one prompt or several, all at once; `params` for all, or one for each.
 
-    def run(self, ids: list[int], params: SamplingParams, completion: Completion) -> Iterator[str]:
-        """Yield text as soon as it is certain, and keep the books in `completion`."""
-        started = first = time.perf_counter()
-        completion.reused = self.rewind(ids)
-        self.sequence = sequence = list(ids)
-        stops = {*params.stop_token_ids, *(() if params.ignore_eos else self.config.eos_token_ids)}
-        detokenizer = self.tokenizer.detokenizer()
-        for token in generate_cached(self.model, ids, params, self.cache, self.config.eos_token_ids):
-            now = time.perf_counter()
-            if not completion.token_ids:
-                first, completion.time_to_first_token = now, now - started
-            completion.decode_seconds = now - first
-            completion.token_ids.append(token)
-            sequence.append(token)
-            if token in stops:
-                completion.finish_reason = "stop"
-                break
-            if piece := detokenizer.push(token):
-                completion.text += piece
-                yield piece
-                if self.sequence is not sequence:
-                    raise RuntimeError("Another answer has begun since: this one cannot go on.")
-        else:
-            completion.finish_reason = "length"
-        if piece := detokenizer.flush():
-            completion.text += piece
-            yield piece
+        Returns:
+            The answers in the order of the prompts; with n > 1 the n answers to a prompt follow one another.
 
-    def rewind(self, ids: list[int]) -> int:
-        """Cut the cache back to what it shares with the beginning of `ids`; returns how many tokens that is.
-
-        At least the last token of the prompt is computed again, since its logits choose the next one.
+        Raises:
+            ValueError: one of the prompts is impossible; then none is answered.
         """
-        shared = 0
-        for old, new in zip(self.sequence[: self.cache.length], ids[:-1], strict=False):
-            if old != new:
-                break
-            shared += 1
-        self.cache.truncate(shared)
-        return shared
+        one = isinstance(prompts, str) or isinstance(next(iter(prompts), None), Mapping)
+        several: list[Prompt] = [prompts] if one else list(prompts)  # type: ignore[list-item, arg-type]
+        each = (
+            [params] * len(several) if params is None or isinstance(params, SamplingParams) else list(params)
+        )
+        if len(each) != len(several):
+            raise ValueError(
+                f"There are {len(several)} prompts and {len(each)} SamplingParams: give one for each."
+            )
+        ids = [self.encode(prompt) for prompt in several]
+        order = list(range(len(ids)))
+        if isinstance(cache := self.engine.prefix_cache, RadixPrefixCache):
+            order = cache.depth_first(ids)
+        requests: dict[int, list[Request]] = {}
+        with contextlib.ExitStack() as cleaning:
+            for index in order:
+                requests[index] = self.engine.add(ids[index], each[index])
+                for request in requests[index]:
+                    cleaning.callback(self.engine.cancel, request)
+            unfinished = [request for family in requests.values() for request in family]
+            while unfinished:
+                if unfinished[-1].finish_reason:
+                    unfinished.pop()
+                else:
+                    self.engine.step()
+        return [Completion.of(request) for index in range(len(ids)) for request in requests[index]]
 
     def forget(self) -> None:
         """Empty the cache: the next prompt is read as if it were the first."""
-        self.cache.truncate(0)
+        self.engine.prefix_cache.clear()
+
+
+def pool_blocks(model: ModelConfig, config: EngineConfig, dtype: torch.dtype, device: torch.device) -> int:
+    """How many blocks the cache gets: for as many whole texts as may run at once, if there is the memory."""
+    if device.type == "cuda":
+        memory = 3 * POOL_SHARE * torch.cuda.mem_get_info(device)[0]
+    else:
+        memory = POOL_SHARE * (detect().memory or UNKNOWN_MEMORY)
+    longest = min(model.max_position_embeddings, config.max_model_len or model.max_position_embeddings)
+    block = kv_cache_bytes(model, config.block_size, bytes_per_number=dtype.itemsize)
+    return max(1, min(int(memory // block), config.max_num_seqs * -(-longest // config.block_size)))
 
 
 def model_path(model: str | Path) -> Path:

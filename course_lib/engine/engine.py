@@ -1,0 +1,187 @@
+"""The engine: requests go in, and every step brings some of them a token further."""
+
+import contextlib
+import itertools
+import secrets
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal, Protocol
+
+import numpy as np
+
+from course_lib.cache.blocks import BlockAllocator
+from course_lib.cache.prefix import HashPrefixCache, NoPrefixCache, PrefixCache
+from course_lib.cache.radix import RadixPrefixCache
+from course_lib.decode.sampler import SamplingParams
+from course_lib.engine.request import FinishReason, Output, Request, Status
+from course_lib.engine.runner import Runner
+from course_lib.engine.scheduler import Schedule, Scheduler
+from course_lib.engine.text import Detokenizer, TextStream
+
+PREFIX_CACHES: dict[str, Callable[[BlockAllocator, int], PrefixCache]] = {
+    "hash": HashPrefixCache,
+    "radix": RadixPrefixCache,
+    "off": NoPrefixCache,
+}
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """How the engine runs.
+
+    block_size: tokens a block of the key/value cache.
+    num_blocks: blocks in the pool; None lets whoever loads the model choose by the memory there is.
+    max_num_batched_tokens: the most tokens a step computes. More make reading prompts faster and keep
+        those who are writing waiting for longer.
+    max_num_seqs: the most requests that run at once; others wait.
+    max_model_len: the most tokens of a text; None: as many as the model has positions.
+    prefix_cache: how known beginnings are found: "hash", "radix" or "off".
+    debug: compare all books after every step.
+    """
+
+    block_size: int = 16
+    num_blocks: int | None = None
+    max_num_batched_tokens: int = 512
+    max_num_seqs: int = 256
+    max_model_len: int | None = None
+    prefix_cache: Literal["hash", "radix", "off"] = "hash"
+    debug: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("block_size", "num_blocks", "max_num_batched_tokens", "max_num_seqs", "max_model_len"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} is {value}; it must be at least 1.")
+        if self.prefix_cache not in PREFIX_CACHES:
+            raise ValueError(f"prefix_cache is {self.prefix_cache!r}; choose {', '.join(PREFIX_CACHES)}.")
+
+
+class TextMaker(Protocol):
+    """The part of a tokenizer that the engine needs."""
+
+    def detokenizer(self) -> Detokenizer: ...
+
+
+@dataclass
+class Counters:
+    """What the engine has done since it was started, for metrics."""
+
+    steps: int = 0
+    computed_tokens: int = 0
+    preemptions: int = 0
+    failed_steps: int = 0
+    finished: dict[FinishReason, int] = field(default_factory=dict)
+
+
+class Engine:
+    """A runner under a scheduler. Not for several threads at once: see `AsyncEngine`."""
+
+    def __init__(
+        self,
+        runner: Runner,
+        num_blocks: int,
+        config: EngineConfig | None = None,
+        tokenizer: TextMaker | None = None,
+        stop_ids: Collection[int] = (),
+        max_model_len: int = 1 << 30,
+    ):
+        """`runner` has a pool of `num_blocks` blocks. `stop_ids` are the model's own end tokens."""
+        self.config = config or EngineConfig()
+        self.runner = runner
+        self.tokenizer = tokenizer
+        self.stop_ids = frozenset(stop_ids)
+        size = self.config.block_size
+        self.allocator = BlockAllocator(num_blocks)
+        self.prefix_cache = PREFIX_CACHES[self.config.prefix_cache](self.allocator, size)
+        self.scheduler = Scheduler(
+            self.allocator,
+            self.prefix_cache,
+            size,
+            self.config.max_num_batched_tokens,
+            min(self.config.max_num_seqs, self.config.max_num_batched_tokens),
+            min(max_model_len, self.config.max_model_len or max_model_len),
+        )
+        self.counters = Counters()
+        self.names = itertools.count(1)
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self.scheduler.waiting or self.scheduler.running)
+
+    def add(
+        self,
+        prompt_ids: Sequence[int],
+        params: SamplingParams | None = None,
+        *,
+        id: str | None = None,
+        priority: int = 0,
+        salt: str = "",
+    ) -> list[Request]:
+        """Let a prompt wait for its turn; returns its `params.n` requests.
+
+        Raises:
+            ImpossibleRequest: it can never be served; the message says why.
+        """
+        params = params or SamplingParams()
+        seed = secrets.randbits(64) if params.seed is None else params.seed
+        id = id or f"request-{next(self.names)}"
+        stops = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else self.stop_ids)
+        family = [
+            Request(
+                id=id,
+                tokens=list(prompt_ids),
+                params=replace(params, seed=sibling_seed(seed, index)),
+                priority=priority,
+                salt=salt,
+                stop_ids=stops,
+                stream=TextStream(self.tokenizer.detokenizer(), params.stop) if self.tokenizer else None,
+                index=index,
+            )
+            for index in range(params.n)
+        ]
+        family[0].siblings = family[1:]
+        self.scheduler.add(family[0])
+        return family
+
+    def step(self) -> list[Output]:
+        """Compute one step; returns what it brought to whom. Without work it does nothing."""
+        schedule = self.scheduler.schedule()
+        with self.undone_on_failure(schedule):
+            logits = self.runner.execute(schedule)
+            tokens = self.runner.sample(logits, schedule)
+        told = self.scheduler.update(schedule, tokens)
+        self.count(schedule, told)
+        return [request.emit() for request in told]
+
+    def cancel(self, request: Request) -> None:
+        """End a request, whatever its state: its blocks are free at once. Again, it changes nothing."""
+        if request.status is not Status.FINISHED:
+            self.scheduler.finish(request, "cancelled")
+            self.counters.finished["cancelled"] = self.counters.finished.get("cancelled", 0) + 1
+
+    @contextlib.contextmanager
+    def undone_on_failure(self, schedule: Schedule) -> Iterator[None]:
+        """If a step fails, nothing of it counts: its requests wait again, and the exception goes on."""
+        try:
+            yield
+        except BaseException:
+            self.counters.failed_steps += 1
+            self.scheduler.abandon(schedule)
+            raise
+
+    def count(self, schedule: Schedule, told: list[Request]) -> None:
+        """Keep the counters; in debug mode compare all books."""
+        counters = self.counters
+        counters.steps += 1
+        counters.computed_tokens += schedule.num_tokens
+        counters.preemptions += len(schedule.preempted)
+        for request in told:
+            if request.finish_reason:
+                counters.finished[request.finish_reason] = counters.finished.get(request.finish_reason, 0) + 1
+        if self.config.debug:
+            self.scheduler.check()
+
+
+def sibling_seed(seed: int, index: int) -> int:
+    """The seed of the index-th of n texts; the first has the request's own, so n changes nothing for it."""
+    return seed if index == 0 else int(np.random.Philox(key=seed, counter=(index, 0, 0, 1)).random_raw())

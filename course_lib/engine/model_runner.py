@@ -1,0 +1,69 @@
+"""The torch runner: a `Decoder`, a paged cache, and the sampler, under the scheduler."""
+
+import itertools
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from course_lib.cache.paged import PagedCache, Step
+from course_lib.decode.sampler import Sampler, SamplingParams
+from course_lib.engine.runner import Batch, flatten, verified
+from course_lib.engine.scheduler import Schedule
+from course_lib.model.decoder import Decoder
+
+
+class ModelRunner:
+    """Runs steps of a `Decoder` on a pool of `num_blocks` blocks of `block_size` tokens."""
+
+    def __init__(self, model: Decoder, num_blocks: int, block_size: int = 16):
+        self.model = model
+        self.cache = PagedCache(model.config, num_blocks, block_size, model.dtype, model.device)
+
+    @torch.inference_mode()
+    def execute(self, schedule: Schedule) -> Float[Tensor, "rows vocab"] | None:
+        if not schedule.chunks:
+            return None
+        if schedule.copies:
+            self.cache.copy(schedule.copies)
+        return self.forward(self.prepare(schedule))
+
+    def prepare(self, schedule: Schedule) -> Batch:
+        """Lay the step's tokens in one row, and tell the cache which of them is whose."""
+        batch = flatten(schedule)
+        self.cache.begin(Step.build(batch.slots, batch.tables(), self.model.device))
+        return batch
+
+    def forward(self, batch: Batch) -> Float[Tensor, "rows vocab"]:
+        """One pass of the model over all tokens; logits of those that are asked for."""
+
+        def tensor(numbers: list[int]) -> Tensor:
+            return torch.tensor(numbers, dtype=torch.long, device=self.model.device)
+
+        ids, positions, rows = tensor(batch.token_ids), tensor(batch.positions), tensor(batch.rows)
+        return self.model(ids[None], self.cache, positions=positions, rows=rows)[0]
+
+    @torch.inference_mode()
+    def sample(self, logits: Float[Tensor, "rows vocab"] | None, schedule: Schedule) -> list[list[int]]:
+        """One row of logits for every token that may be chosen; siblings choose from the same rows."""
+        chunks = [chunk for chunk in schedule.chunks if chunk.samples]
+        if logits is None or not chunks:
+            return []
+        params: list[SamplingParams] = []
+        positions: list[int] = []
+        rows: list[int] = []
+        first = 0
+        for chunk in chunks:
+            for member in (chunk.request, *chunk.request.siblings):
+                params += [member.params] * chunk.samples
+                positions += range(member.num_tokens, member.num_tokens + chunk.samples)
+                rows += range(first, first + chunk.samples)
+            first += chunk.samples
+        if len(rows) > first:
+            logits = logits[torch.tensor(rows, device=logits.device)]
+        tokens = iter(Sampler(params)(logits, positions).tolist())
+        return [
+            verified(chunk, list(itertools.islice(tokens, chunk.samples)))
+            for chunk in chunks
+            for _ in range(1 + len(chunk.request.siblings))
+        ]
