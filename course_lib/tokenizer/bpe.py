@@ -13,10 +13,21 @@ from collections.abc import Iterable, Mapping, Sequence
 from heapq import heapify, heappop, heappush
 from itertools import pairwise
 from math import inf
+from typing import Protocol, TypeVar
 
 from course_lib.parts import exercise
 
 Pair = tuple[bytes, bytes]
+Token = TypeVar("Token", bytes, str)
+TokenIn = TypeVar("TokenIn", bytes, str, contravariant=True)
+
+
+class Ranks(Protocol[TokenIn]):
+    """What a merge asks of a table of ranks: a dictionary will do."""
+
+    def __contains__(self, pair: tuple[TokenIn, TokenIn], /) -> bool: ...
+
+    def __getitem__(self, pair: tuple[TokenIn, TokenIn], /) -> float: ...
 
 
 @exercise(day=5)
@@ -123,11 +134,18 @@ def encode_chunk(chunk: bytes, ranks: Mapping[Pair, int], ids: Mapping[bytes, in
 def encode_long_chunk(chunk: bytes, ranks: Mapping[Pair, int], ids: Mapping[bytes, int]) -> list[int]:
     """The same ids as `encode_chunk` in O(n log n) instead of O(n²) steps, for chunks of many bytes.
 
-    The tokens are a linked list over the chunk's positions and the candidate pairs wait in a heap,
-    so that a merge looks only at its two neighbors. An entry whose tokens have changed is skipped.
+    See `merge_with_heap`.
     """
-    end = len(chunk)
-    tokens = [bytes([byte]) for byte in chunk]
+    return [ids[token] for token in merge_with_heap([bytes([byte]) for byte in chunk], ranks)]
+
+
+def merge_with_heap(start: Sequence[Token], ranks: Ranks[Token]) -> list[Token]:
+    """Merge the pair of lowest rank, leftmost on a tie, until none has a rank; O(n log n) for n tokens.
+
+    The tokens, bytes or strings, are a linked list over their places and the candidate pairs wait in a
+    heap, so that a merge looks only at its two neighbors. An entry whose tokens have changed is skipped.
+    """
+    tokens, end = list(start), len(start)
     after, before = list(range(1, end + 1)), list(range(-1, end - 1))
     heap = [(ranks[pair], i, pair) for i, pair in enumerate(pairwise(tokens)) if pair in ranks]
     heapify(heap)
@@ -136,7 +154,7 @@ def encode_long_chunk(chunk: bytes, ranks: Mapping[Pair, int], ids: Mapping[byte
         j = after[i]
         if j == end or (tokens[i], tokens[j]) != pair:
             continue
-        tokens[i], tokens[j] = pair[0] + pair[1], b""  # b"" marks a token that was merged away
+        tokens[i], tokens[j] = pair[0] + pair[1], pair[0][:0]  # an empty token was merged away
         after[i] = after[j]
         if after[j] < end:
             before[after[j]] = i
@@ -145,7 +163,7 @@ def encode_long_chunk(chunk: bytes, ranks: Mapping[Pair, int], ids: Mapping[byte
                 candidate = (tokens[k], tokens[after[k]])
                 if candidate in ranks:
                     heappush(heap, (ranks[candidate], k, candidate))
-    return [ids[token] for token in tokens if token]
+    return [token for token in tokens if token]
 
 
 @exercise(day=5)

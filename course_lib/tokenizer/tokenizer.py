@@ -1,8 +1,9 @@
 """`Tokenizer`: text to ids and back, over any published byte-level BPE vocabulary or one of our own."""
 
 import json
+import unicodedata
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -10,13 +11,21 @@ from typing import Any, Literal, Self
 from course_lib.tokenizer.bpe import Pair, decode, encode_chunk, encode_long_chunk, train_bpe
 from course_lib.tokenizer.detokenize import IncrementalDetokenizer
 from course_lib.tokenizer.formats import byte_to_unicode, pair_ranks, read_ranks, unicode_to_byte
-from course_lib.tokenizer.pretokenize import CL100K_PATTERN, PRETOKENIZERS
+from course_lib.tokenizer.pretokenize import ALL_PRETOKENIZERS, BYTE_LEVEL, described, from_description
 from course_lib.tokenizer.special import split_special_tokens
 
 LONG_CHUNK = 128  # bytes; from about here on the heap is faster than the plain loop
 CACHED_CHUNKS = 1 << 17  # chunks of text follow Zipf's law: a few thousand make up almost all of a corpus
-CONTROL_TOKEN = 3  # GGUF's token types: 1 normal, 2 unknown, 3 control, 4 user defined, 5 unused, 6 byte
-BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # GGUF's and SentencePiece's kinds
+# llama.cpp's names of pre-tokenizers -> ours.
+GGUF_PRETOKENIZERS = {
+    "gpt-2": "gpt2",
+    "default": "gpt2",
+    "gpt-4": "cl100k",
+    "llama-bpe": "llama3",
+    "llama-v3": "llama3",
+    "smaug-bpe": "llama3",
+}
 
 
 class Tokenizer:
@@ -24,38 +33,52 @@ class Tokenizer:
 
     tokens            token -> id, without the special tokens
     ranks             pair of tokens -> rank; the lowest rank merges first
-    pretokenizer      a name in `PRETOKENIZERS`: how text is cut into chunks before any merge
+    pretokenizer      how text is cut into chunks before any merge: a name in `ALL_PRETOKENIZERS`, or steps as
+                      a `tokenizer.json` describes them
     special           special token -> id
     whole_chunk_first a chunk that is itself a token is not merged but looked up (as tiktoken does)
+    added             token -> id: strings that are one token wherever they stand, without being special
+    normal_form       a form of Unicode, such as "NFC", that text is brought into first
     """
 
     def __init__(
         self,
         tokens: Mapping[bytes, int],
         ranks: Mapping[Pair, int],
-        pretokenizer: str = "gpt2",
+        pretokenizer: str | Mapping[str, Any] = "gpt2",
         special: Mapping[str, int] | None = None,
         whole_chunk_first: bool = False,
+        added: Mapping[str, int] | None = None,
+        normal_form: Literal["NFC", "NFD", "NFKC", "NFKD"] | None = None,
     ) -> None:
-        if pretokenizer not in PRETOKENIZERS:
-            raise ValueError(f"unknown pretokenizer {pretokenizer!r}; there are {', '.join(PRETOKENIZERS)}")
+        if isinstance(pretokenizer, str) and pretokenizer not in ALL_PRETOKENIZERS:
+            raise ValueError(
+                f"unknown pretokenizer {pretokenizer!r}; there are {', '.join(ALL_PRETOKENIZERS)}"
+            )
         self.tokens = dict(tokens)
         self.ranks = dict(ranks)
         self.pretokenizer = pretokenizer
         self.special_tokens = dict(special or {})
         self.whole_chunk_first = whole_chunk_first
+        self.added = dict(added or {})
+        self.normal_form = normal_form
         self.vocab: dict[int, bytes] = {i: token for token, i in self.tokens.items()}
-        self.vocab |= {i: token.encode() for token, i in self.special_tokens.items()}
-        if len(self.vocab) != len(self.tokens) + len(self.special_tokens):
+        self.vocab |= {i: token.encode() for token, i in (self.special_tokens | self.added).items()}
+        if len(self.vocab) != len(self.tokens) + len(self.special_tokens) + len(self.added):
             raise ValueError("two tokens share an id; every token needs one of its own")
         self.printed = self.vocab | dict.fromkeys(self.special_tokens.values(), b"")  # what a reader is shown
         self.missing_bytes = bytes(byte for byte in range(256) if bytes([byte]) not in self.tokens)
-        self._cut = PRETOKENIZERS[pretokenizer]
+        self._cut: Callable[[str], list[str]]
+        if isinstance(pretokenizer, str):
+            self._cut = ALL_PRETOKENIZERS[pretokenizer]
+        else:
+            self._cut = from_description(pretokenizer)
         self._chunk_ids = _ChunkCache(self._encode_chunk)
 
     def __repr__(self) -> str:
         special = len(self.special_tokens)
-        return f"Tokenizer({len(self.vocab)} tokens, {special} of them special, {self.pretokenizer})"
+        cut = self.pretokenizer if isinstance(self.pretokenizer, str) else "its own pre-tokenizer"
+        return f"Tokenizer({len(self.vocab)} tokens, {special} of them special, {cut})"
 
     @property
     def vocab_size(self) -> int:
@@ -74,12 +97,30 @@ class Tokenizer:
         if unknown:
             raise ValueError(f"not special tokens of this vocabulary: {', '.join(map(repr, unknown))}")
         ids: list[int] = []
-        for piece, is_special in split_special_tokens(text, allowed_special):
-            if is_special:
-                ids.append(self.special_tokens[piece])
+        at = 0
+        for piece, is_whole in split_special_tokens(text, [*allowed_special, *self.added]):
+            if is_whole:
+                ids.append(self.special_tokens[piece] if piece in self.special_tokens else self.added[piece])
             else:
-                ids.extend(chain.from_iterable(map(self._chunk_ids.__getitem__, self._cut(piece))))
+                ids.extend(self._encode_text(piece, first=at == 0))
+            at += len(piece)
         return ids
+
+    def _encode_text(self, text: str, first: bool) -> Iterable[int]:
+        """Ids of a text that holds no whole tokens; `first`: nothing stands before it."""
+        if self.normal_form and not unicodedata.is_normalized(self.normal_form, text):
+            text = unicodedata.normalize(self.normal_form, text)
+        return chain.from_iterable(map(self._chunk_ids.__getitem__, self._cut(text)))
+
+    def cover(self, size: int) -> None:
+        """Let every id below `size` be decoded: those without a token stand for nothing.
+
+        Embedding tables are often longer than the vocabulary, and nothing keeps a model from choosing a row
+        that has no token.
+        """
+        for i in range(size):
+            self.vocab.setdefault(i, b"")
+            self.printed.setdefault(i, b"")
 
     def decode(self, ids: Iterable[int], skip_special: bool = False) -> str:
         """Return the text of `ids`; bytes that are not UTF-8 become U+FFFD. `KeyError` for an unknown id."""
@@ -114,7 +155,7 @@ class Tokenizer:
         special: Collection[str] = (),
     ) -> Self:
         """Train on one text or several; of the `vocab_size` tokens the last are the special ones."""
-        cut = PRETOKENIZERS[pretokenizer]
+        cut = ALL_PRETOKENIZERS[pretokenizer]
         chunks: Counter[bytes] = Counter()
         for text in [texts] if isinstance(texts, str) else texts:
             for chunk, n in Counter(cut(text)).items():
@@ -144,26 +185,36 @@ class Tokenizer:
 
     @classmethod
     def from_gguf(cls, metadata: Mapping[str, Any]) -> Self:
-        """The tokenizer that a GGUF file carries in its metadata, under the keys `tokenizer.ggml.*`.
+        """The byte-level tokenizer that a GGUF file carries in its metadata, under `tokenizer.ggml.*`.
 
         `ValueError` if it is not byte-level BPE (`tokenizer.ggml.model` other than "gpt2"), or if we do
-        not know its pre-tokenizer.
+        not know its pre-tokenizer. For any kind there is `course_lib.tokenizer.files.tokenizer_from_gguf`.
         """
         if (model := metadata.get("tokenizer.ggml.model")) != "gpt2":
-            raise ValueError(f"a GGUF tokenizer of kind {model!r}; we read byte-level BPE ('gpt2') only")
+            raise ValueError(f"a GGUF tokenizer of kind {model!r}; we read byte-level BPE ('gpt2') here")
         name = metadata.get("tokenizer.ggml.pre", "gpt2")
-        pretokenizer = {"gpt-2": "gpt2", "default": "gpt2", "gpt-4": "cl100k"}.get(name, name)
+        pretokenizer = GGUF_PRETOKENIZERS.get(name, name)
         strings: Sequence[str] = metadata["tokenizer.ggml.tokens"]
-        types = metadata.get("tokenizer.ggml.token_type") or [1] * len(strings)
-        special = {s: i for i, s in enumerate(strings) if types[i] == CONTROL_TOKEN}
+        types = metadata.get("tokenizer.ggml.token_type") or [NORMAL] * len(strings)
+        special = {s: i for i, s in enumerate(strings) if types[i] == CONTROL}
+        added = {s: i for i, s in enumerate(strings) if types[i] == USER_DEFINED}
         to_byte = unicode_to_byte()
-        as_bytes = {s: bytes(map(to_byte.__getitem__, s)) for s in strings if s not in special}
-        tokens = {as_bytes[s]: i for i, s in enumerate(strings) if s not in special}
+        tokens = {
+            bytes(map(to_byte.__getitem__, s)): i for i, s in enumerate(strings) if types[i] in (NORMAL, BYTE)
+        }
         ranks = {}
         for rank, merge in enumerate(metadata["tokenizer.ggml.merges"]):
-            left, right = merge.split(" ")
-            ranks[as_bytes[left], as_bytes[right]] = rank
-        return cls(tokens, ranks, pretokenizer, special)
+            left, right = (bytes(map(to_byte.__getitem__, part)) for part in merge.split(" "))
+            ranks[left, right] = rank
+        return cls(
+            tokens,
+            ranks,
+            pretokenizer,
+            special,
+            whole_chunk_first=pretokenizer == "llama3",
+            added=added,
+            normal_form="NFC" if pretokenizer == "qwen2" else None,
+        )
 
     def save(self, path: str | Path) -> None:
         """Write a `tokenizer.json` that `load` reads, and Hugging Face's `tokenizers` too."""
@@ -176,13 +227,18 @@ class Tokenizer:
             return self.ranks[pair], self.tokens[pair[0]], self.tokens[pair[1]]
 
         tokens = sorted(self.tokens.items(), key=lambda item: item[1])
-        special = sorted(self.special_tokens.items(), key=lambda item: item[1])
+        special = sorted((self.special_tokens | self.added).items(), key=lambda item: item[1])
         plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
         content = {
             "version": "1.0",
-            "added_tokens": [{"id": i, "content": token, **plain, "special": True} for token, i in special],
-            "normalizer": None,
-            "pre_tokenizer": _hugging_face_pretokenizer(self.pretokenizer),
+            "added_tokens": [
+                {"id": i, "content": token, **plain, "special": token in self.special_tokens}
+                for token, i in special
+            ],
+            "normalizer": {"type": self.normal_form} if self.normal_form else None,
+            "pre_tokenizer": (
+                described(self.pretokenizer) if isinstance(self.pretokenizer, str) else self.pretokenizer
+            ),
             "post_processor": None,
             "decoder": BYTE_LEVEL,
             "model": {
@@ -196,27 +252,85 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
-        """Read what `save` wrote. `ValueError` if its pre-tokenizer is none of ours."""
+        """Read a `tokenizer.json` of byte-level BPE, as `save` or Hugging Face's `tokenizers` writes it.
+
+        Raises:
+            ValueError: it holds something that we would get wrong; for SentencePiece-style BPE there is
+                `course_lib.tokenizer.files.read_tokenizer_json`.
+        """
         content = json.loads(Path(path).read_text(encoding="utf-8"))
-        known = [
-            name for name in PRETOKENIZERS if _hugging_face_pretokenizer(name) == content["pre_tokenizer"]
-        ]
-        if not known:
-            raise ValueError(f"{path}: we do not know the pre-tokenizer {content['pre_tokenizer']}")
+        model = content["model"]
+        check_model(model)
+        special, added = added_tokens(content)
+        names = [name for name in ALL_PRETOKENIZERS if described(name) == content["pre_tokenizer"]]
         to_byte = unicode_to_byte()
 
         def read(token: str) -> bytes:
-            return bytes(map(to_byte.__getitem__, token))
+            try:
+                return bytes(map(to_byte.__getitem__, token))
+            except KeyError as error:
+                raise ValueError(
+                    f"the token {token!r:.80} is not written in GPT-2's alphabet of bytes"
+                ) from error
 
-        model = content["model"]
-        tokens = {read(token): i for token, i in model["vocab"].items()}
-        ranks: dict[Pair, int] = {}
-        for rank, (left, right) in enumerate(model["merges"]):
-            pair = (read(left), read(right))
+        whole = special | added
+        tokens = {read(token): i for token, i in model["vocab"].items() if token not in whole}
+        pairs = [(read(left), read(right)) for left, right in split_merges(model["merges"])]
+        order: Sequence[int] = range(len(pairs))
+        if first := model.get("ignore_merges", False):
             # In a tiktoken vocabulary all cuts of a token share its rank, which is its id.
-            ranks[pair] = tokens[pair[0] + pair[1]] if model["ignore_merges"] else rank
-        special = {token["content"]: token["id"] for token in content["added_tokens"]}
-        return cls(tokens, ranks, known[0], special, model["ignore_merges"])
+            ids = [tokens.get(left + right, -1) for left, right in pairs]
+            order = ids if ids == sorted(ids) else order
+        ranks = dict(zip(pairs, order, strict=True))
+        return cls(
+            tokens,
+            ranks,
+            names[0] if names else content["pre_tokenizer"],
+            special,
+            first,
+            added,
+            normal_form(content.get("normalizer")),
+        )
+
+
+def added_tokens(content: Mapping[str, Any]) -> tuple[dict[str, int], dict[str, int]]:
+    """(special tokens, other added tokens) of a `tokenizer.json`."""
+    special: dict[str, int] = {}
+    added: dict[str, int] = {}
+    for token in content.get("added_tokens") or []:
+        if odd := [name for name in ("single_word", "lstrip", "rstrip") if token.get(name)]:
+            raise ValueError(
+                f"the added token {token['content']!r} is to be found by {odd[0]}, which we do not do"
+            )
+        (special if token.get("special") else added)[token["content"]] = token["id"]
+    return special, added
+
+
+def check_model(model: Mapping[str, Any]) -> None:
+    """Refuse what is not plain BPE."""
+    if (kind := model.get("type", "BPE")) != "BPE":
+        raise ValueError(f"a vocabulary of kind {kind!r}; we read BPE only")
+    for option in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
+        if model.get(option):
+            raise ValueError(f"BPE with {option} = {model[option]!r}, which we do not do")
+
+
+def split_merges(merges: Iterable[str | Sequence[str]]) -> Iterable[tuple[str, str]]:
+    """Older files write a merge as "a b", newer ones as ["a", "b"]."""
+    for merge in merges:
+        left, right = merge.split(" ") if isinstance(merge, str) else merge
+        yield left, right
+
+
+def normal_form(step: Mapping[str, Any] | None) -> Any:
+    """The form of Unicode that a `tokenizer.json` asks for as its normalizer."""
+    if step and step.get("type") == "Sequence" and len(step["normalizers"]) <= 1:
+        step = step["normalizers"][0] if step["normalizers"] else None
+    if step is None:
+        return None
+    if step.get("type") not in ("NFC", "NFD", "NFKC", "NFKD"):
+        raise ValueError(f"we do not know the normalizer {step!r:.300}")
+    return step["type"]
 
 
 class _ChunkCache(dict[str, Sequence[int]]):
@@ -233,16 +347,3 @@ class _ChunkCache(dict[str, Sequence[int]]):
                 self.clear()
             self[chunk] = ids
         return ids
-
-
-def _hugging_face_pretokenizer(name: str) -> dict[str, Any]:
-    """Our pretokenizers in the terms of a `tokenizer.json`."""
-    if name == "gpt2":
-        return BYTE_LEVEL
-    if name == "smollm":
-        steps = [{"type": "Digits", "individual_digits": True}, BYTE_LEVEL]
-    else:
-        pattern = {"Regex": CL100K_PATTERN}
-        split = {"type": "Split", "pattern": pattern, "behavior": "Isolated", "invert": False}
-        steps = [split, BYTE_LEVEL | {"use_regex": False}]
-    return {"type": "Sequence", "pretokenizers": steps}
