@@ -1,6 +1,7 @@
 """The state of a run on disk, so that a run can be killed at any moment."""
 
 import os
+import pickle
 import re
 import zipfile
 from pathlib import Path
@@ -64,7 +65,7 @@ def load_checkpoint(
             if (bad := file.testzip()) is not None:
                 raise zipfile.BadZipFile(f"its part {bad} has a wrong checksum")
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (zipfile.BadZipFile, RuntimeError, EOFError) as problem:
+    except (zipfile.BadZipFile, pickle.UnpicklingError, RuntimeError, EOFError) as problem:
         raise CheckpointError(
             f"{path} is damaged: {problem}. Delete it to go on from the one before."
         ) from problem

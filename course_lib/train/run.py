@@ -255,7 +255,7 @@ def old_plan(request: Request, folder: Path) -> Plan:
     made = int(saved[-1].stem.removeprefix("step_")) if (saved := checkpoints(folder / "checkpoints")) else 0
     if made > min(plan.recipe.steps - plan.recipe.cooldown, steps - recipe.cooldown):
         raise TrainingStopped(
-            f"The run has made {made} of {plan.recipe.steps} steps; with {steps} its rate would have begun to "
+            f"The run has made {made} of {plan.recipe.steps} steps; with {steps} its rate would begin to "
             "fall at another step. Begin anew (NEW=1)."
         )
     return replace(plan, recipe=recipe)
