@@ -132,13 +132,11 @@ def refuse(source: str, code: str, label: str, table: tuple[tuple[str, str, str]
     """Raise Unsupported for the first thing of the table that the source uses."""
     hits = []
     for pattern, name, instead in table:
-        # An #include's name is no comment and no string to the mask, and is looked for as it stands.
         found = re.search(pattern, code)
         if found:
-            hits.append((found.start(), name, instead))
+            hits.append((line_at(source, found.start()), name, instead))
     if hits:
-        position, name, instead = min(hits)
-        line = line_at(source, position)
+        line, name, instead = min(hits, key=lambda hit: hit[0])  # of one line, the first of the table
         text = source.splitlines()[line - 1].strip()
         raise Unsupported(
             f"{label}, line {line}: the kernel lab does not run {name}: {instead}.\n    {text}", line

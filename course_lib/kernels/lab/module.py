@@ -252,7 +252,7 @@ def _is_path(source: str) -> bool:
 
 
 def _three(size: Size, what: str) -> tuple[int, int, int]:
-    parts = [size] if isinstance(size, (int, np.integer)) else list(size)
+    parts = list(size) if isinstance(size, Sequence) else [size]
     if not 1 <= len(parts) <= 3 or any(isinstance(p, bool) or int(p) != p for p in parts):
         raise LaunchError(f"{what} is {size!r}: it takes one to three whole numbers, (x, y, z).")
     numbers = [int(p) for p in parts] + [1] * (3 - len(parts))
