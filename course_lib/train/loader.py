@@ -31,9 +31,9 @@ class TokenLoader:
         world_size: how many readers share the shards.
 
     Raises:
-        ValueError: a size below 1; rank not below world_size; no shard has 2 * block_size tokens, so
-            that every offset leaves a window; a state that is not of these shards, this block size
-            and this seed.
+        ValueError: a size below 1; rank not below world_size; no shard of 2 * block_size tokens,
+            which every offset leaves a window; a state that is not of these shards, this block
+            size and this seed.
     """
 
     def __init__(
@@ -47,13 +47,13 @@ class TokenLoader:
     ) -> None:
         if min(batch_size, block_size) < 1 or not 0 <= rank < world_size:
             raise ValueError(
-                f"batch_size {batch_size}, block_size {block_size}, rank {rank} of {world_size}: expected "
-                "sizes of 1 or more and a rank from 0 to world_size - 1"
+                f"batch_size {batch_size}, block_size {block_size}, rank {rank} of {world_size}: "
+                "expected sizes of 1 or more and a rank from 0 to world_size - 1"
             )
         self.shards = [open_shard(path) for path in shards]
         longest = max((len(shard) for shard in self.shards), default=0)
         if longest < 2 * block_size:
-            raise ValueError(f"the longest shard has {longest} tokens; expected {2 * block_size} or more")
+            raise ValueError(f"the longest shard has {longest} tokens; {2 * block_size} are needed")
         self.batch_size, self.block_size, self.seed = batch_size, block_size, seed
         self.rank, self.world_size = rank, world_size
         self._begin(epoch=0)
@@ -64,12 +64,13 @@ class TokenLoader:
         windows = []
         for i, shard in enumerate(self.shards):
             # The last token of a window needs a successor to predict: hence the - 1.
-            starts = np.arange(rng.integers(self.block_size), len(shard) - self.block_size, self.block_size)
+            offset = rng.integers(self.block_size)
+            starts = np.arange(offset, len(shard) - self.block_size, self.block_size)
             windows.append(np.stack([np.full_like(starts, i), starts], axis=1))
         self.order = rng.permutation(np.concatenate(windows))  # (windows, 2): shard, first token
         self.epoch, self.position = epoch, position
 
-    def next_batch(self) -> tuple[Int64[np.ndarray, "batch block"], Int64[np.ndarray, "batch block"]]:
+    def next_batch(self) -> tuple[Int64[np.ndarray, "batch t"], Int64[np.ndarray, "batch t"]]:
         """Return the inputs and the targets, one token on, of this rank's next step."""
         rows = []
         for turn in range(self.batch_size * self.world_size):
@@ -83,7 +84,7 @@ class TokenLoader:
         return tokens[:, :-1], tokens[:, 1:]
 
     def state_dict(self) -> dict[str, Any]:
-        """What `load_state_dict` needs to go on exactly here. JSON can hold it; all ranks have the same."""
+        """What `load_state_dict` needs to go on here: the same for all ranks, fit for JSON."""
         tokens = [len(shard) for shard in self.shards]
         fixed = {"tokens": tokens, "block_size": self.block_size, "seed": self.seed}
         return {"epoch": self.epoch, "position": self.position, **fixed}

@@ -58,7 +58,7 @@ def pack_documents(
 
 
 @exercise(day=8)
-def document_ids(tokens: Int64[np.ndarray, "... block"], end_id: int) -> Int64[np.ndarray, "... block"]:
+def document_ids(tokens: Int64[np.ndarray, "... t"], end_id: int) -> Int64[np.ndarray, "... t"]:
     """Number the documents in each row of tokens: 0 for what the row begins with, then 1, 2, …
 
     Args:

@@ -31,7 +31,10 @@ class LossScaler:
         self.growth_interval = growth_interval
         self.good_steps = 0
 
-    def unscale(self, grads: Sequence[Float[np.ndarray, "..."]]) -> list[Float32[np.ndarray, "..."]] | None:
+    def unscale(
+        self,
+        grads: Sequence[Float[np.ndarray, "..."]],
+    ) -> list[Float32[np.ndarray, "..."]] | None:
         """Return the gradients of the unscaled loss, and adapt the scale for the next step.
 
         Args:

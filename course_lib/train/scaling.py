@@ -97,7 +97,7 @@ def mfu(flops: float, seconds: float, peak: float, devices: int = 1) -> float:
     Source: Chowdhery et al. (2022), "PaLM", section 4.1.
     """
     if min(seconds, peak, devices) <= 0:
-        raise ValueError(f"seconds {seconds}, peak {peak}, devices {devices}: expected positive numbers")
+        raise ValueError(f"{seconds} s, peak {peak}, {devices} devices: expected positive numbers")
     return flops / (seconds * peak * devices)
 
 
@@ -128,8 +128,8 @@ def fit_scaling_law(
     if len(losses) < 5:
         raise ValueError(f"{len(losses)} runs cannot determine five unknowns; give five or more")
     log_n, log_d, log_loss = np.log(weights), np.log(tokens), np.log(losses)
-    # Around their means, a change of an exponent leaves the size of its term alone. Around 0 the two
-    # can hardly be told apart, and the search ends early.
+    # Around the means, a change of an exponent leaves the size of its term alone. Around 0 the
+    # two can hardly be told apart, and the search ends early.
     n_mean, d_mean = log_n.mean(), log_d.mean()
 
     def objective(p: Float[np.ndarray, " 5"]) -> float:
@@ -142,9 +142,11 @@ def fit_scaling_law(
         # Divided by delta, its size is near 1: an optimizer's stopping rule counts on that.
         return float(huber(delta, logsumexp(np.stack(terms), axis=0) - log_loss).sum()) / delta
 
-    low = log_loss.min()  # E is somewhat below the best run; to begin with, A's and B's terms make up 10%
-    starts = [(low - 0.2, low - 2.3, alpha, low - 2.3, beta) for alpha, beta in product((0.2, 0.6), repeat=2)]
-    fits = [minimize(objective, start, method="L-BFGS-B", options={"maxfun": 20_000}) for start in starts]
+    low = log_loss.min()  # to begin with, E is somewhat below the best run, and each term 10% of it
+    exponents = product((0.2, 0.6), repeat=2)
+    starts = [(low - 0.2, low - 2.3, alpha, low - 2.3, beta) for alpha, beta in exponents]
+    options = {"maxfun": 20_000}
+    fits = [minimize(objective, start, method="L-BFGS-B", options=options) for start in starts]
     log_e, log_a, alpha, log_b, beta = min(fits, key=lambda fit: fit.fun).x
     a, b = np.exp(log_a + alpha * n_mean), np.exp(log_b + beta * d_mean)
     return ScalingLaw(float(np.exp(log_e)), float(a), float(alpha), float(b), float(beta))
