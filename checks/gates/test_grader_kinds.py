@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 REAL = Path(__file__).resolve().parents[2]
 
 LIBRARY = '''
@@ -174,27 +176,86 @@ def area(self):
 """
 
 
-def test_every_kind_of_part_is_proved(tmp_path: Path) -> None:
-    package = tmp_path / "course_lib"
+def prove(folder: Path, library: str, lesson: str, mutants: int) -> None:
+    """Prove a course of one day and one module, all of it in `folder`."""
+    package = folder / "course_lib"
     shutil.copytree(
         REAL / "course_lib" / "classroom", package / "classroom", ignore=shutil.ignore_patterns("__pycache__")
     )
     for name in ("__init__.py", "parts.py"):
         shutil.copy(REAL / "course_lib" / name, package / name)
-    (package / "things.py").write_text(LIBRARY, encoding="utf-8")
-    folder = tmp_path / "solutions" / "day_01_kinds"
-    folder.mkdir(parents=True)
-    (folder / "lesson.md").write_text(LESSON, encoding="utf-8")
+    (package / "things.py").write_text(library, encoding="utf-8")
+    day = folder / "solutions" / "day_01_kinds"
+    day.mkdir(parents=True)
+    (day / "lesson.md").write_text(lesson, encoding="utf-8")
     script = (
         "import course_lib, sys\n"
         "from course_lib.classroom import prove\n"
         "proof = prove.prove_day(1, None)\n"
         "print(prove.report(proof))\n"
-        "sys.exit(bool(proof.findings) or proof.mutants < 10)\n"
+        f"sys.exit(bool(proof.findings) or proof.mutants < {mutants})\n"
     )
-    environment = os.environ | {"PYTHONPATH": str(tmp_path), "COURSE_ROOT": str(tmp_path)}
+    environment = os.environ | {"PYTHONPATH": str(folder), "COURSE_ROOT": str(folder)}
     done = subprocess.run(
-        [sys.executable, "-c", script], env=environment, cwd=tmp_path, capture_output=True, text=True
+        [sys.executable, "-c", script], env=environment, cwd=folder, capture_output=True, text=True
     )
     print(done.stdout)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_every_kind_of_part_is_proved(tmp_path: Path) -> None:
+    prove(tmp_path, LIBRARY, LESSON, mutants=10)
+
+
+TORCH_LIBRARY = '''
+import torch
+from torch import Tensor
+
+from course_lib.parts import exercise
+
+
+@exercise(day=1)
+def descend(weight: Tensor, rate: float) -> Tensor:
+    """The weight after one step down the slope of its square."""
+    weight = weight.clone().requires_grad_()
+    optimizer = torch.optim.SGD([weight], lr=rate)
+    weight.square().sum().backward()
+    optimizer.step()
+    return weight.detach()
+'''
+
+TORCH_LESSON = (
+    LESSON.partition("## 6.")[0]
+    + """## 6. Exercises
+
+```python exercise="things.descend" difficulty=1 minutes=1 core
+```
+
+```python check="things.descend" says="a step, with an optimizer made in the part and one made in the check"
+expect(descend, torch.tensor([1.0, -2.0]), 0.25).close(torch.tensor([0.5, -1.0]))
+torch.manual_seed(0)
+other = torch.nn.Parameter(torch.ones(2))
+optimizer = torch.optim.AdamW([other], lr=0.1)
+```
+
+```python wrong="things.descend" says="uphill"
+def descend(weight, rate):
+    return weight + 2 * rate * weight
+```
+
+```python wrong="things.descend" says="random numbers that are always the same"
+torch.manual_seed = lambda seed: None
+
+
+def descend(weight, rate):
+    return weight - 2 * rate * weight
+```
+"""
+)
+
+
+def test_an_optimizer_made_in_a_check_is_no_change_of_torch(tmp_path: Path) -> None:
+    """The first optimizer of a process loads torch._dynamo, which replaces torch.manual_seed; a learner's
+    cell that does so is still refused."""
+    pytest.importorskip("torch")
+    prove(tmp_path, TORCH_LIBRARY, TORCH_LESSON, mutants=0)
