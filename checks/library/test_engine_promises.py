@@ -421,7 +421,7 @@ def test_promise_7_wrong_parameters_are_refused(options, reason):
 
 def test_promise_7_unknown_parameters_are_refused():
     with pytest.raises(TypeError, match="unexpected keyword argument 'best_of_all'"):
-        SamplingParams(best_of_all=2)  # type: ignore[call-arg]
+        SamplingParams(best_of_all=2)
     with pytest.raises(ValueError, match="block_size is 0; it must be at least 1"):
         EngineConfig(block_size=0)
     with pytest.raises(ValueError, match="prefix_cache is 'trie'; choose hash, radix, off"):

@@ -6,6 +6,7 @@ __getattr__ = lazy_exports(
     __name__,
     {
         "course_lib.decode.sampler": ["SamplingParams"],
+        "course_lib.engine.async_engine": ["AsyncEngine", "EngineDead", "Health"],
         "course_lib.engine.chat_template": ["ChatTemplate"],
         "course_lib.engine.engine": ["Engine", "EngineConfig"],
         "course_lib.engine.llm": ["LLM", "Completion"],

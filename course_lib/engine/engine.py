@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import secrets
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
@@ -70,7 +71,7 @@ class Counters:
     computed_tokens: int = 0
     preemptions: int = 0
     failed_steps: int = 0
-    finished: dict[FinishReason, int] = field(default_factory=dict)
+    finished: Counter[FinishReason] = field(default_factory=Counter)
 
 
 class Engine:
@@ -102,6 +103,7 @@ class Engine:
             min(max_model_len, self.config.max_model_len or max_model_len),
         )
         self.counters = Counters()
+        self.failed: list[Request] = []  # those of the latest step that failed
         self.names = itertools.count(1)
 
     @property
@@ -122,6 +124,20 @@ class Engine:
         Raises:
             ImpossibleRequest: it can never be served; the message says why.
         """
+        family = self.requests(prompt_ids, params, id=id, priority=priority, salt=salt)
+        self.scheduler.add(family[0])
+        return family
+
+    def requests(
+        self,
+        prompt_ids: Sequence[int],
+        params: SamplingParams | None = None,
+        *,
+        id: str | None = None,
+        priority: int = 0,
+        salt: str = "",
+    ) -> list[Request]:
+        """As `add`, but they do not wait yet. Any thread may call this."""
         params = params or SamplingParams()
         seed = secrets.randbits(64) if params.seed is None else params.seed
         id = id or f"request-{next(self.names)}"
@@ -140,7 +156,7 @@ class Engine:
             for index in range(params.n)
         ]
         family[0].siblings = family[1:]
-        self.scheduler.add(family[0])
+        self.scheduler.refuse_impossible(family[0])
         return family
 
     def step(self) -> list[Output]:
@@ -153,11 +169,11 @@ class Engine:
         self.count(schedule, told)
         return [request.emit() for request in told]
 
-    def cancel(self, request: Request) -> None:
+    def cancel(self, request: Request, reason: FinishReason = "cancelled") -> None:
         """End a request, whatever its state: its blocks are free at once. Again, it changes nothing."""
         if request.status is not Status.FINISHED:
-            self.scheduler.finish(request, "cancelled")
-            self.counters.finished["cancelled"] = self.counters.finished.get("cancelled", 0) + 1
+            self.scheduler.finish(request, reason)
+            self.counters.finished[reason] += 1
 
     @contextlib.contextmanager
     def undone_on_failure(self, schedule: Schedule) -> Iterator[None]:
@@ -166,6 +182,7 @@ class Engine:
             yield
         except BaseException:
             self.counters.failed_steps += 1
+            self.failed = [chunk.request for chunk in schedule.chunks]
             self.scheduler.abandon(schedule)
             raise
 
@@ -177,7 +194,7 @@ class Engine:
         counters.preemptions += len(schedule.preempted)
         for request in told:
             if request.finish_reason:
-                counters.finished[request.finish_reason] = counters.finished.get(request.finish_reason, 0) + 1
+                counters.finished[request.finish_reason] += 1
         if self.config.debug:
             self.scheduler.check()
 

@@ -93,12 +93,8 @@ class Scheduler:
         self.running: list[Request] = []  # the first to be served is the first
         self.arrivals = 0
 
-    def add(self, request: Request) -> None:
-        """Let a request wait for its turn.
-
-        Raises:
-            ImpossibleRequest: it could not be served even if it were alone.
-        """
+    def refuse_impossible(self, request: Request) -> None:
+        """Raise ImpossibleRequest if a new request could not be served even if it were alone."""
         family = 1 + len(request.siblings)
         if request.num_tokens == 0:
             raise ImpossibleRequest(
@@ -115,6 +111,14 @@ class Scheduler:
             )
         if request.status is not Status.WAITING or request.arrival:
             raise ImpossibleRequest(f"The request {request.id!r} has been added before.")
+
+    def add(self, request: Request) -> None:
+        """Let a request wait for its turn.
+
+        Raises:
+            ImpossibleRequest: it can never be served; the message says why.
+        """
+        self.refuse_impossible(request)
         self.arrivals += 1
         for member in (request, *request.siblings):
             member.arrival = self.arrivals
