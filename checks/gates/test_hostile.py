@@ -222,6 +222,11 @@ HOSTILE = {
         "failed",
         "10,000,000 characters",
     ),
+    "an error of several lines": (
+        """def softmax(x, axis=-1):\n    raise ValueError("first,\\n  'second'")""",
+        "failed",
+        "ValueError: first, 'second' (line 2",
+    ),
     "a repr that raises": (
         "class Odd:\n    def __repr__(self): raise KeyError\ndef softmax(x, axis=-1):\n    return Odd()",
         "failed",

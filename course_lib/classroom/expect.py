@@ -528,7 +528,9 @@ def error_text(error: BaseException) -> str:
 def _one_line(text: str, limit: int = 240) -> str:
     """An error's words without their line breaks and addresses; long ones keep their ends."""
     text = re.sub(r" at 0x[0-9a-f]+", "", " ".join(text.split()))
-    return text if len(text) <= limit else f"{text[: 2 * limit // 3]} … {text[-limit // 3 :]}"
+    if len(text) <= limit:
+        return text
+    return f"{text[: 2 * limit // 3]} … {text[-limit // 3 :]} ({len(text):,} characters)"
 
 
 def error_mark(error: BaseException, given: str = "") -> str:
