@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 
 from course_lib.cache import ContiguousCache, kv_cache_bytes
 from course_lib.model import CheckpointError, ModelConfig, init_weights, load_model, open_checkpoint
-from course_lib.model.gguf_file import DECODERS, TYPE_NAMES, read_gguf
+from course_lib.model.gguf_blocks import DECODERS, TYPE_NAMES
+from course_lib.model.gguf_file import read_gguf
 from course_lib.model.layers import grouped_query_attention, rms_norm
 from course_lib.model.rope import apply_rope, rope_frequencies, rope_table
 

@@ -5,7 +5,7 @@
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from course_lib.model.config import FULL, SLIDING, ModelConfig, RopeParameters
@@ -243,12 +243,14 @@ def layer_types(settings: Settings, default: Sequence[str], layers: int) -> tupl
 # GGUF
 
 
-def read_gguf_config(metadata: Settings, tied: bool, rope_factors: tuple[float, ...] = ()) -> ModelConfig:
+def read_gguf_config(
+    metadata: Settings, tensors: Collection[str], rope_factors: tuple[float, ...] = ()
+) -> ModelConfig:
     """From a GGUF file's metadata, and what only its tensors tell.
 
     Args:
         metadata: as `read_gguf` gives it.
-        tied: the file has no `output.weight`.
+        tensors: their names: without an `output.weight` the head is tied, and a Llama may have biases.
         rope_factors: its tensor `rope_freqs.weight`, in which Llama 3's rotary scaling is stored.
 
     Raises:
@@ -275,7 +277,7 @@ def read_gguf_config(metadata: Settings, tied: bool, rope_factors: tuple[float, 
         "num_key_value_heads": whole(own, "attention.head_count_kv", heads),
         "head_dim": whole(own, "attention.key_length", hidden // heads),
         "max_position_embeddings": whole(own, "context_length"),
-        "tie_word_embeddings": tied,
+        "tie_word_embeddings": "output.weight" not in tensors,
         "bos_token_id": token_id(metadata, "tokenizer.ggml.bos_token_id"),
         "eos_token_ids": token_ids(list(dict.fromkeys(stop for stop in stops if stop is not None))),
     }
@@ -286,6 +288,9 @@ def read_gguf_config(metadata: Settings, tied: bool, rope_factors: tuple[float, 
     refuse_unless(own.get("attention.value_length", fields["head_dim"]), fields["head_dim"], "value length")
     fields |= {
         "norm_eps": number(own, "attention.layer_norm_rms_epsilon"),
+        "attention_bias": "blk.0.attn_q.bias" in tensors,
+        "output_bias": "blk.0.attn_output.bias" in tensors,
+        "mlp_bias": "blk.0.ffn_up.bias" in tensors,
         "rope": gguf_rope(own, 1_000_000.0 if arch == "gemma3" else 10_000.0, rope_factors),
     }
     return ModelConfig(**fields | GGUF_ARCHITECTURES[arch](own, fields))

@@ -12,16 +12,16 @@ Nothing in the file is believed before it is checked against the file's size, an
 
 import mmap
 import struct
-from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from course_lib.model.errors import CheckpointError
+from course_lib.model.gguf_blocks import DECODERS, TYPE_NAMES
 
 # Metadata value types 0 to 12; 8 is a string and 9 an array of another type.
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
@@ -113,6 +113,8 @@ def read_gguf(path: str | Path) -> GGUFFile:
     metadata: dict[str, Any] = {}
     for _ in range(metadata_count):
         key = reader.string("a metadata key")
+        if key in metadata:
+            raise CheckpointError(f"{path.name} holds the metadata {key!r} twice; it is damaged.")
         metadata[key] = reader.value(reader.scalar("I", key), f"the metadata {key!r}")
 
     entries = []
@@ -133,8 +135,11 @@ def read_gguf(path: str | Path) -> GGUFFile:
         )
     start = -(-reader.at // alignment) * alignment
     raw = torch.frombuffer(mapped, dtype=torch.uint8)
-    tensors = {}
+    tensors: dict[str, GGUFTensor] = {}
+    spans = []
     for name, shape, kind, offset in entries:
+        if name in tensors:
+            raise CheckpointError(f"{path.name} holds the tensor {name} twice; it is damaged.")
         size = tensor_bytes(name, shape, kind, path)
         if start + offset + size > len(mapped):
             raise CheckpointError(
@@ -142,6 +147,12 @@ def read_gguf(path: str | Path) -> GGUFFile:
                 f"but the file has {len(mapped)}. The file is truncated; fetch it again."
             )
         tensors[name] = GGUFTensor(name, shape, kind, raw[start + offset : start + offset + size])
+        spans.append((offset, offset + size, name))
+    for (_, end, name), (begin, _, other) in pairwise(sorted(spans)):
+        if begin < end:
+            raise CheckpointError(
+                f"{path.name}: the tensors {name} and {other} overlap; the file is damaged."
+            )
     return GGUFFile(path, metadata, tensors)
 
 
@@ -163,101 +174,3 @@ def tensor_bytes(name: str, shape: tuple[int, ...], kind: int, path: Path) -> in
     for length in shape:
         count *= length
     return count // block * size
-
-
-# Decoders take the raw bytes as (blocks, bytes per block) and return float32 (blocks, weights per block).
-# Each product and sum is rounded on its own, as in ggml's reference code, so that the results agree with
-# it bit for bit.
-
-
-def half(raw: Tensor) -> Tensor:
-    """Two bytes to one float32 column: (blocks, 2) -> (blocks, 1)."""
-    return raw.contiguous().view(torch.float16).float()
-
-
-def nibbles(raw: Tensor) -> Tensor:
-    """(blocks, 16) bytes -> (blocks, 32) integers 0..15: all low halves first, then all high halves."""
-    return torch.cat((raw & 15, raw >> 4), dim=1)
-
-
-def fifth_bits(raw: Tensor) -> Tensor:
-    """(blocks, 4) bytes -> (blocks, 32): bit i, moved to the place of value 16."""
-    return ((raw[:, :, None] >> torch.arange(8, dtype=torch.uint8)) & 1).reshape(len(raw), 32) << 4
-
-
-def decode_f32(raw: Tensor) -> Tensor:
-    return raw.clone().view(torch.float32)
-
-
-def decode_f16(raw: Tensor) -> Tensor:
-    return raw.clone().view(torch.float16).float()
-
-
-def decode_bf16(raw: Tensor) -> Tensor:
-    return raw.clone().view(torch.bfloat16).float()
-
-
-def decode_q8_0(raw: Tensor) -> Tensor:
-    """Scale (half), 32 signed bytes: w = d * q."""
-    return half(raw[:, :2]) * raw[:, 2:].contiguous().view(torch.int8)
-
-
-def decode_q4_0(raw: Tensor) -> Tensor:
-    """Scale (half), 32 nibbles: w = d * (q - 8)."""
-    return half(raw[:, :2]) * (nibbles(raw[:, 2:]).to(torch.int8) - 8)
-
-
-def decode_q4_1(raw: Tensor) -> Tensor:
-    """Scale and minimum (halves), 32 nibbles: w = d * q + m."""
-    return half(raw[:, :2]) * nibbles(raw[:, 4:]) + half(raw[:, 2:4])
-
-
-def decode_q5_0(raw: Tensor) -> Tensor:
-    """Scale (half), 32 fifth bits, 32 nibbles: w = d * (q - 16)."""
-    return half(raw[:, :2]) * ((nibbles(raw[:, 6:]) | fifth_bits(raw[:, 2:6])).to(torch.int8) - 16)
-
-
-def decode_q5_1(raw: Tensor) -> Tensor:
-    """Scale and minimum (halves), 32 fifth bits, 32 nibbles: w = d * q + m."""
-    return half(raw[:, :2]) * (nibbles(raw[:, 8:]) | fifth_bits(raw[:, 4:8])) + half(raw[:, 2:4])
-
-
-def through_gguf_package(kind: int) -> Callable[[Tensor], Tensor]:
-    """The k-quants, decoded by the `gguf` package."""
-
-    def decode(raw: Tensor) -> Tensor:
-        import gguf
-
-        blocks = gguf.quants.dequantize(np.asarray(raw), gguf.GGMLQuantizationType(kind))
-        return torch.from_numpy(np.ascontiguousarray(blocks))
-
-    return decode
-
-
-TYPE_NAMES = {
-    0: "F32",
-    1: "F16",
-    2: "Q4_0",
-    3: "Q4_1",
-    6: "Q5_0",
-    7: "Q5_1",
-    8: "Q8_0",
-    12: "Q4_K",
-    13: "Q5_K",
-    14: "Q6_K",
-    30: "BF16",
-}
-# type: (weights per block, bytes per block, decoder)
-DECODERS: dict[int, tuple[int, int, Callable[[Tensor], Tensor]]] = {
-    0: (1, 4, decode_f32),
-    1: (1, 2, decode_f16),
-    2: (32, 18, decode_q4_0),
-    3: (32, 20, decode_q4_1),
-    6: (32, 22, decode_q5_0),
-    7: (32, 24, decode_q5_1),
-    8: (32, 34, decode_q8_0),
-    12: (256, 144, through_gguf_package(12)),
-    13: (256, 176, through_gguf_package(13)),
-    14: (256, 210, through_gguf_package(14)),
-    30: (1, 2, decode_bf16),
-}

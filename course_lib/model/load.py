@@ -57,7 +57,7 @@ class GGUFCheckpoint:
         # The first layers of a long-context Llama carry the divisors of its rotary angles as a tensor.
         factors = self.tensors.pop("rope_freqs.weight", None)
         divisors = () if factors is None else tuple(factors.dequantize().flatten().tolist())
-        self.config = read_gguf_config(file.metadata, "output.weight" not in self.tensors, divisors)
+        self.config = read_gguf_config(file.metadata, self.tensors, divisors)
         if divisors and len(divisors) != self.config.head_dim // 2:
             raise CheckpointError(
                 f"{path.name}: rope_freqs.weight has {len(divisors)} numbers; a head of "
