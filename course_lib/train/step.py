@@ -33,7 +33,8 @@ def train_step(
     Args:
         model: ids (B, T) to logits (B, T, V).
         optimizer: has zero_grad() and step().
-        batches: (inputs, targets), each target the token that follows its input.
+        batches: (inputs, targets), each target the token that follows its input. To learn from
+            another model, a target may also be a row of V probabilities instead of a token.
         clip: gradients longer than this, all of them as one vector, are scaled to this length.
 
     Returns:
@@ -51,7 +52,7 @@ def train_step(
         with held_back():
             with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
                 logits = model(inputs.to(device))  # (B, T, V)
-                loss = F.cross_entropy(logits.flatten(0, 1), targets.to(device).flatten())
+                loss = F.cross_entropy(logits.flatten(0, 1), targets.to(device).flatten(0, 1))
             (loss / len(batches)).backward()
         total += loss.detach() / len(batches)
     norm = nn.utils.clip_grad_norm_(model.parameters(), clip).item()

@@ -106,14 +106,14 @@ def fetched(name: str) -> list[str]:
             )
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with whole_file(path) as file:
-                for i, document in enumerate(download.documents()):
-                    file.write((END_OF_TEXT if i else "").encode() + document.encode())
+            documents = list(download.documents())
         except (urllib.error.URLError, TimeoutError, ConnectionError, json.JSONDecodeError) as problem:
             raise AssetError(
                 f"{name} ({download.title}) could not be fetched from {download.page}: {problem}. "
                 f"Try again online, or save the text as {path}."
             ) from problem
+        with whole_file(path) as file:
+            file.write(END_OF_TEXT.join(documents).encode())
     return path.read_text(encoding="utf-8").split(END_OF_TEXT)
 
 
