@@ -189,7 +189,7 @@ def test_an_order_of_blocks_shows_in_a_kernel_that_depends_on_it() -> None:
     last = []
     for order in ("forward", "reversed"):
         x = np.zeros(1, np.int32)
-        report = module.launch("last", 5, 1, x, order=order, check=False)  # type: ignore[arg-type]
+        report = module.launch("last", 5, 1, x, order=order, check=False)
         assert [f.kind for f in report.findings] == ["race"]
         last.append(int(x[0]))
     assert last == [4, 0]

@@ -4,6 +4,9 @@
     solutions/day_05_*/lesson.ipynb   solved, executed, with its figures
     checks/day_05.ipynb               the graded checks, with golden outputs made by the reference
 
+A day may have bonus notebooks, `bonus_*.md` beside its lesson.md: worked cells about a package that not every
+machine has. Each becomes a notebook in days/ and, where the package is there, an executed one in solutions/.
+
 What would differ between two builds is kept out: cell ids come from names, execution counts are numbered
 anew, nothing is timed, threads and hash seeds are fixed, and the outputs of cells flagged `volatile` are
 dropped. What must never be published (a warning, an address in memory, a path of this machine, an error)
@@ -11,6 +14,7 @@ fails the build at the cell's line.
 """
 
 import hashlib
+import importlib.util
 import json
 import logging
 import os
@@ -21,7 +25,7 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import nbformat
 from nbformat import NotebookNode
@@ -36,7 +40,9 @@ from course_lib.classroom.lesson import (
     Lesson,
     LessonError,
     available_days,
+    bonuses,
     find_day,
+    load_bonus,
     load_lesson,
     predict_stub,
     root,
@@ -58,6 +64,7 @@ FIXED_ENVIRONMENT = {
     "OMP_WAIT_POLICY": "PASSIVE",
     "NO_COLOR": "1",
     "COLUMNS": "80",
+    "JAX_PLATFORMS": "cpu",
     "MPLBACKEND": "module://matplotlib_inline.backend_inline",
     "TZ": "UTC",
     "LC_ALL": "C.UTF-8",
@@ -93,6 +100,15 @@ class Built:
     day: int
     files: dict[Path, str]
     seconds: float
+
+
+class _Made(NamedTuple):
+    """A notebook in the making. `kind`: "learner", "solved" or "checks"; `source`: what it is made of."""
+
+    kind: str
+    target: Path
+    source: Lesson
+    cells: "list[_Cell]"
 
 
 @dataclass
@@ -159,7 +175,8 @@ def exercise_line(exercise: Exercise) -> str:
         return f"*Question {exercise.number} · {kind} · {_minutes(exercise)}{extra}*"
     if exercise.kind == "warmup":
         return f"*Warm-up · `{exercise.name}`, from day {exercise.home} · {_minutes(exercise)}*"
-    repair = f"repair of `{exercise.part}`" if exercise.kind == "repair" else f"`{exercise.name}`"
+    repaired = exercise.part or exercise.file
+    repair = f"`{exercise.name}`" if exercise.name == repaired else f"repair of `{repaired}`"
     core = "core" if exercise.core else "extra: offered, not needed to pass the day"
     return f"*{repair} · difficulty {exercise.difficulty} of 5 · {_minutes(exercise)} · {core}*"
 
@@ -186,7 +203,7 @@ def _headed(lesson: Lesson, exercise: Exercise, before: str | None, line: int) -
             title = title[own.end() :]
         rest = before[match.end() :].lstrip("\n")
         return f"### {label}: {title}\n\n{facts}" + (f"\n\n{rest}" if rest else "")
-    title = exercise.name.split(".")[-1]
+    title = exercise.name.split("/")[-1] if exercise.kind == "kernel" else exercise.name.split(".")[-1]
     heading = f"### {label}: `{title}`\n\n{facts}"
     if before is None:
         return heading
@@ -269,7 +286,11 @@ def _add_exercise(
             cells.append(_Cell("prose", f"{exercise.name}-title", text, block.line))
     learner.append(_Cell(kind, exercise.name, sources.stub_source(exercise), block.line))
     solved.append(_Cell(kind, exercise.name, sources.solved_source(exercise), block.line))
-    if kind == "exercise":
+    if exercise.kind == "kernel":
+        # Running the cell checks it.
+        text = f'# Stuck? Take away the next sign: it tells a little more.\n# hint("{exercise.name}")'
+        learner.append(_Cell("code", f"{exercise.name}-hint", text, block.line))
+    elif kind == "exercise":
         count = len(exercise.hints)
         text = f'check("{exercise.name}")\n# Stuck? hint("{exercise.name}") tells a little more each time'
         text += f"; there are {count}." if count > 1 else "."
@@ -277,6 +298,30 @@ def _add_exercise(
     after = _after_solution(exercise)
     if after and exercise.kind != "warmup":  # its first day has said it
         solved.append(_Cell("prose", f"{exercise.name}-notes", after, block.line))
+
+
+_BONUS_WHAT_TO_DO = (
+    "*A bonus: nothing to fill in, and nothing depends on it. Run the cells from top to bottom.*"
+)
+_BONUS_WHAT_THIS_IS = (
+    "*This is the notebook with its output. The one to run is "
+    "[days/{folder}/{name}](../../days/{folder}/{name}).*"
+)
+
+
+def _bonus(bonus: Lesson, tail: str) -> list[_Cell]:
+    """The cells of a bonus notebook: its title, a cell that asks for the package, and what it says."""
+    facts = f"About {bonus.minutes} minutes · needs `{bonus.needs}`, and is skipped without"
+    folder, name = bonus.path.parent.name, bonus.path.with_suffix(".ipynb").name
+    title = f"# Day {bonus.day}, bonus: {bonus.title}\n\n{bonus.summary.strip()}\n\n{facts}"
+    needs = f'from course_lib.classroom import needs\n\nneeds("{bonus.needs}")'
+    cells = [
+        _Cell("prose", "title", f"{title}\n\n{tail.format(folder=folder, name=name)}", 1),
+        _Cell("setup", "needs", needs, 1),
+    ]
+    return cells + [
+        _Cell(block.kind, block.name, block.source, block.line, block.flags) for block in bonus.blocks
+    ]
 
 
 def _notebook(lesson: Lesson, cells: list[_Cell]) -> NotebookNode:
@@ -511,23 +556,29 @@ def make(day: int, execute: bool = True, measure: bool = False) -> Built:
     told = list(leaks(lesson, [(cell.kind, cell.name, cell.source) for cell in learner_cells]))
     if told:
         raise BuildError(told)
-    notebooks = {("learner", Path("days", folder, "lesson.ipynb")): _notebook(lesson, learner_cells)}
+    made = [_Made("learner", Path("days", folder, "lesson.ipynb"), lesson, learner_cells)]
     if execute:
-        target = Path("solutions", folder, "lesson.ipynb")
-        solved = _notebook(lesson, solved_cells)
-        _execute(lesson, solved, solved_cells)
-        _settle(solved, solved_cells, None if measure else _read(root() / target))
-        notebooks["solved", target] = solved
-        checks_cells = _checks(lesson)
-        checks = _notebook(lesson, checks_cells)
-        _golden_outputs(lesson, checks, checks_cells)
-        notebooks["checks", Path("checks", f"day_{day:02d}.ipynb")] = checks
+        made.append(_Made("solved", Path("solutions", folder, "lesson.ipynb"), lesson, solved_cells))
+        made.append(_Made("checks", Path("checks", f"day_{day:02d}.ipynb"), lesson, _checks(lesson)))
+    for path in bonuses(lesson.path.parent):
+        bonus, name = load_bonus(path), path.with_suffix(".ipynb").name
+        made.append(_Made("learner", Path("days", folder, name), bonus, _bonus(bonus, _BONUS_WHAT_TO_DO)))
+        if execute and importlib.util.find_spec(str(bonus.needs)) is None:
+            print(f"{path.name}: {bonus.needs} is not installed here, so its output stays as it is published")
+        elif execute:
+            cells = _bonus(bonus, _BONUS_WHAT_THIS_IS)
+            made.append(_Made("solved", Path("solutions", folder, name), bonus, cells))
     found: list[str] = []
     files = {}
-    cells = {"learner": learner_cells, "solved": solved_cells, "checks": _checks(lesson)}
-    for (kind, target), notebook in notebooks.items():
-        lines = {slug(cell.name): cell.line for cell in cells[kind]}
-        found += lint(notebook, str(lesson.path), kind, lines)
+    for kind, target, source, cells in made:
+        notebook = _notebook(source, cells)
+        if kind == "solved":
+            _execute(source, notebook, cells)
+            _settle(notebook, cells, None if measure else _read(root() / target))
+        elif kind == "checks":
+            _golden_outputs(source, notebook, cells)
+        lines = {slug(cell.name): cell.line for cell in cells}
+        found += lint(notebook, str(source.path), kind, lines)
         nbformat.validate(notebook)
         files[target] = nbformat.writes(notebook, version=4).rstrip("\n") + "\n"
     if found:
@@ -597,6 +648,9 @@ def _state(day: int) -> str:
     files += [find_day(e.home, lesson.path.parents[2]) / "lesson.md" for e in lesson.exercises.values()]
     folder = lesson.path.parent.name
     files += [root() / "days" / folder / "lesson.ipynb", lesson.path.with_suffix(".ipynb")]
+    for bonus in bonuses(lesson.path.parent):
+        built = bonus.with_suffix(".ipynb")
+        files += [bonus, built, root() / "days" / folder / built.name]
     files += [root() / "checks" / f"day_{day:02d}.ipynb", sources.LIBRARY.parent / "pyproject.toml"]
     state = hashlib.sha256(sys.version.encode())
     for path in files:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from course_lib.classroom import kernels
 from course_lib.classroom import lesson as lessons
 from course_lib.classroom.lesson import Check, Exercise
 from course_lib.classroom.sandbox import Job, Outcome, Sandbox
@@ -32,7 +33,11 @@ class CheckVerdict:
 
 @dataclass(frozen=True)
 class ExerciseVerdict:
-    """What is to be said about one exercise. `reason` is a sentence wherever the status is not "passed"."""
+    """What is to be said about one exercise.
+
+    `reason` is a sentence wherever the status is not "passed"; of a kernel that passed, what it ran on ("in
+    the kernel lab").
+    """
 
     name: str
     status: str
@@ -62,6 +67,11 @@ def tree(source: str) -> str:
 
 def not_attempted(exercise: Exercise, source: str) -> str:
     """Why the cell holds no attempt ("the cell is as it was handed out"), or ""; nothing is run."""
+    if exercise.kind == "kernel":
+        if not kernels.bare(source):
+            return "the cell is empty"
+        same = kernels.bare(source) == kernels.bare(stub_source(exercise))
+        return "the cell is as it was handed out" if same else ""
     try:
         found = tree(source)
     except (SyntaxError, ValueError):
@@ -204,4 +214,5 @@ def conclude(exercise: Exercise, checks: Iterable[CheckVerdict]) -> ExerciseVerd
         return ExerciseVerdict(exercise.name, FAILED, failure.outcome.message, found, "", seconds)
     if not found or any(c.outcome is None for c in found):
         return ExerciseVerdict(exercise.name, NOT_RUN, "some of its checks were not run", found, "", seconds)
-    return ExerciseVerdict(exercise.name, PASSED, "", found, "", seconds)
+    ran = sorted({c.outcome.ran for c in found if c.outcome is not None and c.outcome.ran})
+    return ExerciseVerdict(exercise.name, PASSED, ", ".join(ran), found, "", seconds)

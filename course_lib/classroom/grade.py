@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from course_lib import parts
-from course_lib.classroom import checking, goldens
+from course_lib.classroom import checking, goldens, kernels
 from course_lib.classroom import lesson as lessons
 from course_lib.classroom.checking import (
     FAILED,
@@ -224,6 +224,9 @@ def _collect(exercise: Exercise, cells: list[_Cell]) -> Collected:
 
 def _definitions(exercise: Exercise, source: str) -> list[int]:
     """Lines on which a cell gives the exercise its answer, at its top level."""
+    if exercise.kind == "kernel":
+        line = kernels.cell_line(source, exercise)
+        return [] if line is None else [line]
     try:
         body = ast.parse(strip_magics(source)).body
     except (SyntaxError, ValueError):
@@ -422,6 +425,8 @@ def keep_parts(lesson: Lesson, report: DayReport, cells: dict[str, str]) -> list
     kept = []
     setup = setup_source(lesson)
     for exercise in (lesson.exercises[e.name] for e in report.exercises if e.status == PASSED):
+        if exercise.kind == "kernel" and not exercise.is_repair:
+            kept.append(_keep_kernel(exercise, cells[exercise.name]))
         if exercise.part is None:
             continue
         if exercise.kind != "part" and (parts.mine_folder() / f"{exercise.part}.py").is_file():
@@ -431,6 +436,17 @@ def keep_parts(lesson: Lesson, report: DayReport, cells: dict[str, str]) -> list
         parts.save_mine(exercise.part, source, key=key, day=exercise.day, setup=setup)
         kept.append(exercise.part)
     return kept
+
+
+def _keep_kernel(exercise: Exercise, cell: str) -> str:
+    """Save a passed kernel as a file of course_lib/mine/, in the folder of its language."""
+    path = parts.mine_folder() / exercise.file
+    text = kernels.without_magic(cell).strip() + "\n"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_file() and path.read_text(encoding="utf-8") != text:
+        parts.back_up(path)
+    path.write_text(text, encoding="utf-8")
+    return exercise.name
 
 
 def _record(report: DayReport) -> None:

@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from course_lib.classroom import expect, quiz, substitute
+from course_lib.classroom import expect, kernels, quiz, substitute
 from course_lib.classroom.confine import MEMORY
 
 if TYPE_CHECKING:
@@ -98,6 +98,14 @@ class Bench:
             refuse_changes = substitute.Modules().refuse_changes  # held before the cell could replace it
             exec(compile_cell(self.job["cell_source"], self.filename), self.namespace)
             refuse_changes()
+            return
+        if exercise.kind == "kernel":
+            # Text only: the checks compile and launch it.
+            self.set_up(exercise, self.namespace)
+            text = kernels.without_magic(self.job["cell_source"])
+            name = exercise.file.rpartition("/")[2]
+            self.namespace["source"] = kernels.KernelSource.of(text, exercise.language, name)
+            self.modules = substitute.Modules()
             return
         swaps = self.swaps()
         for _, swap, _ in swaps:
@@ -241,6 +249,8 @@ def run_job(day: "DayState", job: dict[str, Any]) -> dict[str, Any]:
             bench.compare(index, report.get("value"))
             if substitute.violations:
                 break
+        if isinstance(bench.namespace.get("source"), kernels.KernelSource):
+            report["ran"] = ", ".join(f"in the {place}" for place in sorted(bench.namespace["source"].ran_on))
     except BaseException as error:  # SystemExit and KeyboardInterrupt are the learner's, too
         report = _verdict(error, stage)
     if substitute.violations:
@@ -265,6 +275,8 @@ def _verdict(error: BaseException, stage: str) -> dict[str, Any]:
         return said("failed", error.kind, error.message, error.fingerprint) | texts
     if isinstance(error, _TooLong):
         return said("timeout", "timeout", f"no result in time{_at(error)}", "timeout")
+    if getattr(error, "of_the_kernel", False):  # the kernel lab's words about a learner's kernel
+        return said("failed", name, str(error), f"{name}: {getattr(error, 'fingerprint', '')}")
     if _out_of_memory(error):
         text = f"your code asks for more than {MEMORY // 1024**3} GB of memory{_at(error)}"
         return said("memory", "memory", text, "memory")

@@ -1,9 +1,9 @@
 """The parser of `lesson.md`, the one source of a day.
 
 A lesson is Markdown with a YAML front matter under the root key `jupyter:`. Fenced blocks whose language is
-`python` are cells; the first `key="value"` pair of the info string says what kind of cell. Everything else is
-prose. A fence that is not understood is an error at its line: jupytext, which reads the same format, turns it
-silently into a plain cell.
+`python` are cells, and so are those in `cuda` and `metal` that carry a key; the first `key="value"` pair of
+the info string says what kind of cell. Everything else is prose. A fence that is not understood is an error
+at its line: jupytext, which reads the same format, turns it silently into a plain cell.
 """
 
 import ast
@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
+from course_lib.classroom import kernels
 
 SECTIONS = (
     "Where you are",
@@ -52,7 +54,7 @@ _REQUIRED = {
 _NUMBERS = {"difficulty": int, "minutes": int, "timeout": float, "rtol": float, "atol": float}
 _KINDS = ("exercise", "skeleton", "hint", "check", "wrong", "warmup", "quiz", "drill")
 _QUIZ_KINDS = ("number", "integer", "choice")
-_FRONT = {"day": int, "title": str, "minutes": int, "summary": str, "artifact": str}
+_FRONT = {"day": int, "title": str, "minutes": int, "summary": str, "artifact": str, "needs": str}
 
 _TOKEN = re.compile(r'\s*(?:([A-Za-z_]\w*)=("(?:[^"\\]|\\.)*"|[-+.\w]+)|([A-Za-z_][\w-]*))(?=\s|$)')
 _FENCE = re.compile(r"^( *)(`{3,}|~{3,})(.*)$")
@@ -104,7 +106,7 @@ class Exercise:
     `part` is the part's public name (`tokenizer.merge_pair`), for a repair exercise that of the part it
     repairs, for a quiz None. `tolerance` of a quiz: `{"kind": "number", "rtol": 0.02}`. `options` of a
     choice: `{"a": "text", ...}`. `home` is the day whose lesson holds stub, hints, checks and wrongs: an
-    earlier one for a warm-up, else the day itself.
+    earlier one for a warm-up, else the day itself. A kernel has no part but a `file`, in a `language`.
     """
 
     name: str
@@ -127,6 +129,13 @@ class Exercise:
     home: int = 0
     path: Path = field(default_factory=Path)
     section: int = 6
+    language: str = ""
+    file: str = ""
+
+    @property
+    def is_repair(self) -> bool:
+        """Whether a broken version is handed out, to be mended."""
+        return self.kind == "repair" or (self.kind == "kernel" and self.file != self.name)
 
 
 @dataclass(frozen=True)
@@ -163,6 +172,7 @@ class Lesson:
     order: list[str]
     together: list[Check] = field(default_factory=list)
     artifact: str | None = None
+    needs: str | None = None  # of a bonus notebook: the package without which it cannot run
     sections: list[tuple[int, str, int]] = field(default_factory=list)
 
 
@@ -189,6 +199,29 @@ def find_day(day: int, base: Path | None = None) -> Path:
         days = ", ".join(map(str, available_days(base))) or "none yet"
         raise FileNotFoundError(f"there is no lesson for day {day}; days with a lesson: {days}")
     return found[0]
+
+
+def bonuses(folder: Path) -> list[Path]:
+    """The sources of a day's bonus notebooks, `bonus_*.md` beside its lesson.md."""
+    return sorted(folder.glob("bonus_*.md"))
+
+
+def load_bonus(path: Path) -> Lesson:
+    """Read a bonus notebook's source: a lesson with worked cells only, and a package that it needs.
+
+    LessonError if it asks for anything to be filled in, or does not say what it needs.
+    """
+    bonus = load_lesson(path)
+    for block in bonus.blocks:
+        if block.kind not in ("prose", "code"):
+            raise LessonError(
+                path, block.line, f"{_article(block.kind)} in a bonus notebook: it is read and run"
+            )
+    if bonus.needs is None:
+        raise LessonError(
+            path, 2, "the front matter of a bonus notebook lacks 'needs': the package it is about"
+        )
+    return bonus
 
 
 def load_lesson(source: Path | str | int) -> Lesson:
@@ -347,7 +380,8 @@ class _Parser:
             if fence.indent:
                 raise self.error(fence.line, "the fence of a cell starts in the first column, not indented")
             wanted = "text" if kind == "hint" else "python"
-            if language != wanted:
+            kernel = kind in ("exercise", "skeleton", "wrong") and language in kernels.ENDINGS
+            if language != wanted and not kernel:
                 raise self.error(fence.line, f"a {kind} is written in a ```{wanted} block, not ```{language}")
             return True
         if language == "text" and rest:
@@ -457,7 +491,7 @@ class _Parser:
                 _predict_stub(body, self.error, line)
             self.add("code", name, body, line, keys)
         elif kind == "exercise":
-            self.exercise(keys, body, line)
+            self.exercise(keys, body, line, fence.info.split()[0])
         elif kind == "warmup":
             if body:
                 raise self.error(line, "a warm-up has no body: its cell is the part's source in course_lib")
@@ -493,7 +527,7 @@ class _Parser:
         if name in self.lesson.exercises:
             first = self.lesson.exercises[name].line
             raise self.error(line, f"{name} is asked for twice in this day (first in line {first})")
-        group = {"part": "part", "repair": "part", "quiz": "quiz", "warmup": "warmup"}[kind]
+        group = {"repair": "part", "kernel": "part"}.get(kind, kind)
         self.counters[f"#{group}"] = self.counters.get(f"#{group}", 0) + 1
         defaults: dict[str, Any] = {
             "name": name,
@@ -517,7 +551,7 @@ class _Parser:
         }
         self.lesson.exercises[name] = Exercise(**(defaults | given))
         self.lesson.order.append(name)
-        self.add({"part": "exercise", "repair": "exercise"}.get(kind, kind), name, "", line)
+        self.add("exercise" if group == "part" else kind, name, "", line)
 
     def core(self, keys: dict[str, Any], line: int, default: bool | None) -> bool:
         if "core" in keys and "extra" in keys:
@@ -526,7 +560,7 @@ class _Parser:
             raise self.error(line, "say whether the exercise is `core` or `extra`")
         return "extra" not in keys
 
-    def exercise(self, keys: dict[str, Any], body: str, line: int) -> None:
+    def exercise(self, keys: dict[str, Any], body: str, line: int, language: str) -> None:
         if not 1 <= keys["difficulty"] <= 5:
             raise self.error(line, f"difficulty is from 1 to 5, got {keys['difficulty']}")
         common = {
@@ -535,6 +569,9 @@ class _Parser:
             "core": self.core(keys, line, None),
             "forbid": [name.strip() for name in keys.get("forbid", "").split(",") if name.strip()],
         }
+        if language != "python":
+            self.kernel(keys, body, line, language, common)
+            return
         if "repairs" not in keys:
             if body.strip():
                 raise self.error(
@@ -553,6 +590,22 @@ class _Parser:
                 line, "the body of a repair exercise defines failing_input(), the input that shows the fault"
             )
         self.new_exercise(name, "repair", line, part=part, body=body, **common)
+
+    def kernel(
+        self, keys: dict[str, Any], body: str, line: int, language: str, common: dict[str, Any]
+    ) -> None:
+        """An exercise in CUDA or Metal: its answer is a file. A repair has a name of the lesson's own."""
+        name, file = keys["exercise"], keys.get("repairs", keys["exercise"])
+        if body.strip():
+            raise self.error(line, "a kernel exercise has no body: its solved cell is the kernel's file")
+        if not kernels.is_kernel_file(file) or not file.endswith(kernels.ENDINGS[language]):
+            wanted = f"kernels_{language}/name{kernels.ENDINGS[language]}"
+            raise self.error(line, f"{file!r} names no kernel: it is written {wanted}")
+        if common["forbid"]:
+            raise self.error(line, "forbid= is for Python: a kernel can call nothing of the library")
+        if "repairs" in keys:
+            self.local_name(name, line)
+        self.new_exercise(name, "kernel", line, language=language, file=file, **common)
 
     def quiz(self, keys: dict[str, Any], body: str, line: int) -> None:
         name = self.local_name(keys["quiz"], line)
@@ -645,7 +698,7 @@ class _Parser:
                     raise self.error(line, f"{name} has two skeletons")
                 exercise.skeleton = body
         for exercise in self.lesson.exercises.values():
-            if exercise.kind == "repair" and exercise.skeleton is None:
+            if exercise.is_repair and exercise.skeleton is None:
                 raise self.error(
                     exercise.line, f"{exercise.name} is a repair: it needs a skeleton, the broken version"
                 )

@@ -22,7 +22,7 @@ from pathlib import Path
 from textwrap import fill, indent
 from typing import Any, ParamSpec
 
-from course_lib.classroom import drills, predictions, progress
+from course_lib.classroom import drills, kernels, predictions, progress
 from course_lib.classroom import lesson as lessons
 from course_lib.classroom.lesson import Exercise, Lesson
 
@@ -176,6 +176,8 @@ def _is_exercise_cell(cell: RunCell, lesson: Lesson, exercise: Exercise) -> bool
     ids = {slug(name) for name in lesson.exercises}
     if cell.id in ids:
         return cell.id == slug(exercise.name)
+    if exercise.kind == "kernel":
+        return kernels.cell_line(cell.source, exercise) is not None
     if exercise.kind == "quiz":
         return re.search(rf"\banswer\(\s*[\"']{re.escape(exercise.name)}[\"']", cell.source) is not None
     # A repair redefines a part that may be an exercise of the same day; failing_input tells the two apart.
@@ -256,6 +258,8 @@ def _get_ready() -> None:
     raw = shell.history_manager.input_hist_raw
     _RUN.extend(RunCell(text, number) for number, text in enumerate(raw[:-1]) if text)
     shell.events.register("post_run_cell", _remember_cell)
+    for language in kernels.ENDINGS:
+        shell.register_magic_function(_kernel_magic(language), "cell", language)
     day = _day()
     if hasattr(shell, "kernel") and day in lessons.available_days():
         threading.Thread(target=_BENCH.warm, args=(day,), name="classroom-warm-up", daemon=True).start()
@@ -273,7 +277,10 @@ def check(name: Any = None) -> None:
             f"{exercise.name} is a question: running its cell (In [{cell.number}]) already says "
             "right or wrong."
         )
-    cell = _latest_cell(lesson, exercise)
+    _check_cell(lesson, exercise, _latest_cell(lesson, exercise))
+
+
+def _check_cell(lesson: Lesson, exercise: Exercise, cell: RunCell) -> None:
     started = time.perf_counter()
     verdict = _verdict(lesson, exercise, cell.source)
     seconds = time.perf_counter() - started
@@ -281,6 +288,21 @@ def check(name: Any = None) -> None:
         with progress.edit() as kept:
             progress.record_try(kept, exercise.name, lesson.day, verdict.status == "passed")
     _say(_verdict_text(lesson, exercise, cell, verdict, seconds))
+
+
+def _kernel_magic(language: str) -> Callable[[str, str], None]:
+    """`%%cuda kernels_cuda/vector_add.cu`, `%%metal …`: the cell is the answer of that exercise; check it."""
+
+    @_sentences
+    def magic(line: str, cell: str = "") -> None:
+        lesson, exercise = _find(line)
+        if exercise.kind != "kernel" or exercise.language != language:
+            raise Friendly(f"{exercise.name} is no exercise in {language}: name a kernel after %%{language}.")
+        shell = _shell()
+        number = shell.execution_count if shell is not None else 0
+        _check_cell(lesson, exercise, RunCell(f"%%{language} {exercise.name}\n{cell}", number))
+
+    return magic
 
 
 def _verdict(lesson: Lesson, exercise: Exercise, source: str) -> Any:
@@ -306,7 +328,10 @@ def _verdict_text(lesson: Lesson, exercise: Exercise, cell: RunCell, verdict: An
     if verdict.status == "passed":
         count = len(verdict.checks)
         checks = "its check" if count == 1 else f"all {count} checks"
-        text = f"{_paint(GREEN, 'passed')}  {name}: {checks}{where}"
+        place = f" {verdict.reason}" if verdict.reason else ""  # of a kernel: "in the kernel lab"
+        text = f"{_paint(GREEN, 'passed' + place)}  {name}: {checks}{where}"
+        if exercise.kind == "kernel":
+            text = "\n".join([text, *_printed(verdict)])
         return f'{text}\nsolution("{name}") shows the course\'s own.'
     if verdict.status == "not attempted":
         what = f"{verdict.reason}: write your code in it and run it, then run this one again."
@@ -332,6 +357,12 @@ def _verdict_text(lesson: Lesson, exercise: Exercise, cell: RunCell, verdict: An
         blocks.append(f"  Your code printed:\n{indent(_shorten(outcome.stdout.rstrip()), '    ')}")
     blocks += [_helper_elsewhere(outcome.message), _next_hint(exercise)]
     return "\n\n".join(block for block in blocks if block)
+
+
+def _printed(verdict: Any) -> list[str]:
+    """What the checks of a kernel printed: its report."""
+    found = [c.outcome.stdout.rstrip() for c in verdict.checks if c.outcome is not None]
+    return [f"\n{indent(text, '  ')}\n" for text in found if text.strip()]
 
 
 def _row(label: str, text: str) -> str:

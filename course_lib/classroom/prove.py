@@ -25,7 +25,7 @@ from queue import SimpleQueue
 
 import yaml
 
-from course_lib.classroom import checking
+from course_lib.classroom import checking, kernels
 from course_lib.classroom import lesson as lessons
 from course_lib.classroom.checking import FAILED, NOT_ATTEMPTED, PASSED, check_exercise
 from course_lib.classroom.lesson import Exercise, Lesson, load_lesson
@@ -89,6 +89,9 @@ class Proof:
 
 def delegating(exercise: Exercise) -> list[tuple[str, str]]:
     """Cells that hand the work to the library's version: (how, source)."""
+    if exercise.kind == "kernel":
+        path = kernels.kernel_file(exercise.file)
+        return [(f"including {name}", f'#include "{name}"\n') for name in (str(path), path.name)]
     assert exercise.part is not None
     found = locate(exercise.part)
     tail = f"\n\n\n{exercise.body}" if exercise.kind == "repair" else ""
@@ -160,6 +163,8 @@ def _passed_on(arguments: ast.arguments) -> str:
 
 def sentinel(exercise: Exercise) -> str:
     """A cell whose object raises as soon as it is called."""
+    if exercise.kind == "kernel":
+        return f"__global__ void nothing() {{}}\n#error {SENTINEL}\n"
     assert exercise.part is not None
     found = locate(exercise.part)
     steps = found.qualname.split(".")
@@ -187,8 +192,10 @@ def forbidden(exercise: Exercise) -> list[tuple[str, str]]:
     return made
 
 
-def _touched(source: str) -> str:
+def _touched(source: str, kernel: bool = False) -> str:
     """The same cell with a statement more, so that it counts as an attempt."""
+    if kernel:
+        return source + "\n\nconstexpr bool attempted = true;\n"
     return source + "\n\n_attempted = True\n"
 
 
@@ -211,7 +218,7 @@ def prove_exercise(sandbox: Sandbox, exercise: Exercise) -> tuple[list[str], int
         return [f"{exercise.name} has no check: anything would pass"], tried
     if stub.status != NOT_ATTEMPTED:
         wrong.append(f"the stub is reported {stub.status!r}, not {NOT_ATTEMPTED!r}")
-    if verdict(_touched(stub_source(exercise))).status != FAILED:
+    if verdict(_touched(stub_source(exercise), exercise.kind == "kernel")).status != FAILED:
         wrong.append("the stub passes when it is run")
     reference = verdict(solved_source(exercise), stop=False)
     if reference.status != PASSED:
@@ -330,6 +337,8 @@ def equivalents(path: Path | None = None) -> dict[str, dict[str, str]]:
 
 def mutants_of(exercise: Exercise) -> list[Mutant]:
     """Mutants of the part itself; of a repair exercise the failing input stays as it is."""
+    if exercise.kind == "kernel":
+        return [Mutant(name, text) for name, text in kernels.mutants(solved_source(exercise), exercise.file)]
     if exercise.part is None or exercise.kind == "warmup":
         return []
     if exercise.kind == "repair":
@@ -359,7 +368,7 @@ def prove_mutants(proof: Proof, lesson: Lesson, budget: float | None, processes:
     listed = equivalents()
     work: list[tuple[Exercise, Mutant]] = []
     for exercise in lesson.exercises.values():
-        if exercise.kind not in ("part", "repair"):
+        if exercise.kind not in ("part", "repair", "kernel"):
             continue
         found = mutants_of(exercise)
         proof.possible += len(found)
@@ -385,7 +394,7 @@ def prove_mutants(proof: Proof, lesson: Lesson, budget: float | None, processes:
         pool.put(sandbox)
     limits: dict[str, dict[int, float]] = {}
     for exercise in lesson.exercises.values():
-        if exercise.kind in ("part", "repair"):
+        if exercise.kind in ("part", "repair", "kernel"):
             reference = check_exercise(sandboxes[0], exercise, solved_source(exercise))
             times = {c.index: c.outcome.seconds for c in reference.checks if c.outcome is not None}
             limits[exercise.name] = {index: 0.5 + 5.0 * seconds for index, seconds in times.items()}

@@ -61,6 +61,7 @@ class Outcome:
     seconds: float = 0.0
     fingerprint: str = ""
     check: int = 0
+    ran: str = ""  # of a kernel: on what, as "in the kernel lab"
 
     @property
     def passed(self) -> bool:

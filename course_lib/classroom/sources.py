@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from course_lib.classroom import kernels
 from course_lib.classroom.lesson import Exercise, Lesson, LessonError
 
 LIBRARY = Path(__file__).resolve().parents[1]
@@ -223,6 +224,8 @@ def solved_source(exercise: Exercise) -> str:
     """
     if exercise.kind == "quiz":
         return wrap_answer(exercise.name, exercise.body)
+    if exercise.kind == "kernel":
+        return kernels.cell(exercise, _kernel_text(exercise))
     assert exercise.part is not None
     try:
         source = part_source(exercise.part)
@@ -231,6 +234,14 @@ def solved_source(exercise: Exercise) -> str:
     if exercise.kind == "repair":
         return source + "\n\n\n" + exercise.body
     return source
+
+
+def _kernel_text(exercise: Exercise) -> str:
+    """The file of a kernel exercise. LessonError, at the exercise's line, if it is not there."""
+    try:
+        return kernels.kernel_file(exercise.file).read_text(encoding="utf-8")
+    except OSError:
+        raise LessonError(exercise.path, exercise.line, f"there is no {exercise.file}") from None
 
 
 def wrap_answer(name: str, body: str) -> str:
@@ -252,6 +263,12 @@ def stub_source(exercise: Exercise) -> str:
     """The learner's cell: the lesson's own skeleton, or the library's source without the bodies."""
     if exercise.kind == "quiz":
         return f'answer("{exercise.name}", ...)'
+    if exercise.kind == "kernel":
+        text = exercise.skeleton
+        if text is None:
+            message = todo_message(exercise, "your code here")
+            text = kernels.stub(_kernel_text(exercise), message)
+        return kernels.cell(exercise, text)
     try:
         if exercise.skeleton is None:
             assert exercise.part is not None
@@ -532,6 +549,8 @@ def _setup_imports(lesson: Lesson) -> set[Import]:
     for exercise in lesson.exercises.values():
         if exercise.part and locate(exercise.part).is_method:
             imports.add(Import("course_lib.parts", "method_of", ""))
+        if exercise.kind == "kernel":
+            imports |= {Import(module, name, "") for module, name in kernels.IMPORTS}
     return imports
 
 
@@ -566,7 +585,7 @@ def check_setup_sources(lesson: Lesson) -> dict[str, str]:
 
 
 def _check_setup(exercise: Exercise, imports: set[Import]) -> str:
-    own = set() if exercise.kind == "quiz" else defined_names(solved_source(exercise))
+    own = set() if exercise.kind in ("quiz", "kernel") else defined_names(solved_source(exercise))
     return _render(item for item in imports if item.binds not in own)
 
 

@@ -9,7 +9,7 @@ import ast
 import re
 from collections.abc import Iterable, Iterator
 
-from course_lib.classroom import sources
+from course_lib.classroom import kernels, sources
 from course_lib.classroom.lesson import SECTIONS, Exercise, Lesson, LessonError
 from course_lib.classroom.sources import Located, Module, SourceError
 
@@ -75,6 +75,8 @@ def _exercises(lesson: Lesson) -> Iterator[LessonError]:
             yield LessonError(
                 lesson.path, exercise.line, f"{exercise.name} stands outside section 6, Exercises"
             )
+        if exercise.kind == "kernel":
+            continue  # whether it defines what is launched, its checks say
         assert exercise.part is not None
         name = exercise.part.split(".")[-1]
         for wrong in exercise.wrongs:
@@ -105,7 +107,7 @@ def _day(lesson: Lesson) -> Iterator[LessonError]:
     if not fewest <= core_ones <= 9:
         text = f"{core_ones} core exercises: a day has {fewest} to 8, and its repair; extra ones come on top"
         yield LessonError(lesson.path, line_of(6), text)
-    if not any(e.kind == "repair" for e in asked):
+    if not any(e.is_repair for e in asked):
         yield LessonError(lesson.path, line_of(6), "no exercise of the day is a repair")
     core = sum(e.minutes for e in asked if e.core)
     if core > CORE_MINUTES:
@@ -181,9 +183,13 @@ def leaks(lesson: Lesson, cells: Iterable[tuple[str, str, str]]) -> Iterator[Les
     for exercise in lesson.exercises.values():
         if exercise.kind == "quiz":
             continue
-        secret = solution_lines(sources.solved_source(exercise))
+        if exercise.kind == "kernel":
+            secret = kernels.body_lines(sources.solved_source(exercise))
+            secret -= kernels.body_lines(exercise.skeleton or "")  # what the skeleton gives is given
+        else:
+            secret = solution_lines(sources.solved_source(exercise))
         for kind, name, source in cells:
-            if exercise.kind == "repair" and name == exercise.name:
+            if exercise.is_repair and name == exercise.name:
                 continue
             shown = {_bare(row) for row in source.split("\n")}
             for row in sorted(secret & shown):

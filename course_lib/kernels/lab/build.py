@@ -17,10 +17,9 @@ import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from course_lib.kernels.lab.cuda import Kernel, Translation
+from course_lib.kernels.lab.cuda import RUNTIME, Kernel, Translation
 from course_lib.kernels.lab.errors import CompileError, NoCompiler
 
-RUNTIME = Path(__file__).with_name("runtime")
 KEPT = 400  # compiled modules in the cache; the oldest go first
 
 _COMMON = (

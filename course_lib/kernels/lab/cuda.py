@@ -7,6 +7,7 @@ name, before the compiler could make something else of it.
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
 
 from course_lib.kernels.lab.errors import CompileError, Unsupported
 from course_lib.kernels.lab.text import closing, depth_at, line_at, masked, split
@@ -91,9 +92,18 @@ _REFUSED = (
         "the C++ standard library of the host",
         "a kernel has arrays and functions only",
     ),
+    (r"\blab_\w+|\bLab[A-Z]\w*|\bLAB_\w+|\b__tsan\w+", "the lab's own names", "write the kernel in CUDA"),
+    (
+        r"\b__attribute__|\[\[\s*(gnu|clang)|#\s*pragma\s+(GCC|clang)",
+        "attributes of the host's compiler",
+        "leave them out",
+    ),
+    (r"#\s*include\s*\"", "an #include of a file", "write what you need in the kernel's own file"),
     (r"\b__usad\w*|\b__v[a-z]+[24]\s*\(", "SIMD-in-a-word intrinsics", "write the operation per element"),
 )
 
+RUNTIME = Path(__file__).with_name("runtime")
+_PLAIN_HEADERS = ("stdint.h", "stddef.h", "float.h", "limits.h")
 _SHARED = re.compile(r"(?:\b(?:extern|static|volatile)\s+)*\b__shared__\b")
 _ALIGN = re.compile(r"\b(?:__align__|alignas)\s*\(\s*([^()]*(?:\([^()]*\))?[^()]*)\)")
 
@@ -121,6 +131,7 @@ def translate(source: str, label: str) -> Translation:
     """C++ from CUDA. Unsupported names what is out of scope; CompileError, what can't be read."""
     code = masked(source)
     refuse(source, code, label, _REFUSED)
+    _refuse_includes(code, label)
     _refuse_device_variables(code, label)
     kernels = find_kernels(code, label)
     if not kernels:
@@ -141,6 +152,13 @@ def refuse(source: str, code: str, label: str, table: tuple[tuple[str, str, str]
         raise Unsupported(
             f"{label}, line {line}: the kernel lab does not run {name}: {instead}.\n    {text}", line
         )
+
+
+def _refuse_includes(code: str, label: str) -> None:
+    for found in re.finditer(r"#\s*include\s*<([^>]*)>", code):
+        if not (RUNTIME / "include" / found.group(1)).is_file() and found.group(1) not in _PLAIN_HEADERS:
+            line = line_at(code, found.start())
+            raise Unsupported(f"{label}, line {line}: the kernel lab has no header <{found.group(1)}>.", line)
 
 
 def _refuse_device_variables(code: str, label: str) -> None:

@@ -2,7 +2,14 @@
 
 
 class LabError(Exception):
-    """Something of the lab's: the base of what it raises."""
+    """Something of the lab's: the base of what it raises.
+
+    `of_the_kernel`: the fault is the kernel's, not the machine's or the caller's; a grader shows it as it
+    stands. `fingerprint` is equal for equal faults at different lines.
+    """
+
+    of_the_kernel = False
+    fingerprint = ""
 
 
 class NoCompiler(LabError):
@@ -15,6 +22,8 @@ class CompileError(LabError):
     `line` is the number of the first line that it names, 0 where it names none.
     """
 
+    of_the_kernel = True
+
     def __init__(self, message: str, line: int = 0):
         super().__init__(message)
         self.line = line
@@ -25,4 +34,6 @@ class Unsupported(CompileError):
 
 
 class LaunchError(LabError):
-    """The launch itself is wrong: arguments, grid, block, shared memory."""
+    """The launch does not fit the kernel: its name, arguments, grid, block, shared memory."""
+
+    of_the_kernel = True

@@ -56,6 +56,10 @@ class Module:
     ):
         path = Path(source) if isinstance(source, Path) or _is_path(source) else None
         self.source = path.read_text(encoding="utf-8") if path else str(source)
+        # A grader's source knows its language and its name, and wants to know what it ran on.
+        language = language or getattr(source, "language", None)
+        name = name or (None if path else getattr(source, "name", None))
+        self._ran_on: set[str] = getattr(source, "ran_on", set())
         ending = {".cu": "cuda", ".cuh": "cuda", ".metal": "metal"}.get(path.suffix if path else "")
         self.language: Language = language or ending or "cuda"  # type: ignore[assignment]
         if self.language not in ("cuda", "metal"):
@@ -168,6 +172,7 @@ class Module:
             copied = bool(run.report.contents.finished)
         finally:
             library.finish(run, copied)
+        self._ran_on.add(report.ran)
         if check and report.findings:
             raise KernelFault(_summary(report.findings), report)
         return report

@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from course_lib.kernels.lab.errors import LabError
+
 SECTOR = 32  # bytes: the unit in which global memory is moved
 
 
@@ -45,12 +47,15 @@ class Finding:
         return self.message
 
 
-class KernelFault(Exception):
+class KernelFault(LabError):
     """A kernel did something wrong. `report` holds all findings; the message says the first ones."""
+
+    of_the_kernel = True
 
     def __init__(self, message: str, report: "Report"):
         super().__init__(message)
         self.report = report
+        self.fingerprint = ", ".join(sorted({f"{f.kind} {f.variable}".strip() for f in report.findings}))
 
     @property
     def findings(self) -> tuple[Finding, ...]:
