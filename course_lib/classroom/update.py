@@ -266,9 +266,9 @@ def _bring_forward(head: str, new: str) -> None:
 def _bring_back(path: str, folder: Path, head: str, summary: Summary) -> None:
     """The learner's version of a file, over what the update has put in its place."""
     target, mine = lessons.root() / path, folder / path
-    is_day = path.startswith("days/") and path.endswith("/lesson.ipynb")
+    is_day = path.startswith("days/") and path.endswith(".ipynb")
     if not target.exists() and is_day:
-        moved = sorted((lessons.root() / "days").glob(f"{path.split('/')[1][:6]}_*/lesson.ipynb"))
+        moved = sorted((lessons.root() / "days").glob(f"{path.split('/')[1][:6]}_*/{Path(path).name}"))
         target = moved[0] if moved else target
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
