@@ -64,6 +64,8 @@ class ChatTemplate:
             raise CheckpointError(
                 f"The chat template is no valid Jinja: line {error.lineno}: {error.message}."
             ) from error
+        except (RecursionError, MemoryError, OverflowError, ValueError) as error:
+            raise CheckpointError(f"The chat template cannot be compiled: {error}.") from error
 
     def render(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> str:
         """The conversation as one text, ending where the assistant is to speak.
