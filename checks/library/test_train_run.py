@@ -163,7 +163,7 @@ def test_measuring_a_step_leaves_the_model_as_it_was(story, tmp_path):
 
 
 def test_a_plan_survives_the_disk(tmp_path):
-    plan = Plan("course-1m", "corpus", "2min", 0.1, run.with_steps(run.USUAL, 100))
+    plan = Plan("course-1m", "corpus", "2min", 0.1, "", run.with_steps(run.USUAL, 100))
     plan.write(tmp_path)
     assert Plan.read(tmp_path) == plan
     (tmp_path / "run.json").write_text('{"model": "course-1m"')

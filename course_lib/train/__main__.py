@@ -41,6 +41,7 @@ def options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--tensorboard", action="store_true", help="write curves for TensorBoard")
     parser.add_argument("--threads", type=int, help="of the CPU")
     parser.add_argument("--dropout", type=float, default=0.0)
+    parser.add_argument("--teacher", default="", help="learn from a model's opinion: course-10m, or a folder")
     parser.add_argument("--steps", type=int, help="instead of what the budget gives")
     parser.add_argument("--lr", type=float, help="AdamW's highest learning rate")
     parser.add_argument("--muon-lr", type=float, help="Muon's highest learning rate")
@@ -79,11 +80,11 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         device = pick_device(given.device)
         text = read_text(given.data)
-        folder = given.runs / f"{model}-{text.name}-{given.budget}"
+        folder = given.runs / f"{model}-{text.name}-{given.budget}{'-taught' if given.teacher else ''}"
         if given.new and folder.exists() and leads:
             folder.rename(folder.with_name(f"{folder.name}-before-{time.strftime('%Y%m%d-%H%M%S')}"))
         compiled = device.type == "cuda" if given.compile is None else given.compile
-        request = Request(model, given.budget, given.dropout, changes)
+        request = Request(model, given.budget, given.dropout, changes, given.teacher)
         facts = train(request, text, folder, device, compile=compiled, tensorboard=given.tensorboard)
     except KeyboardInterrupt:
         print("\nStopped. The same command goes on from the last checkpoint.", file=sys.stderr)

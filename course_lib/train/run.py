@@ -22,10 +22,11 @@ from torch import nn
 
 from course_lib import assets
 from course_lib.hardware.detect import detect
-from course_lib.model.gpt import GPT, save_gpt
+from course_lib.model.gpt import GPT, load_gpt, save_gpt
 from course_lib.tokenizer import Tokenizer
 from course_lib.train.checkpoint import checkpoints
 from course_lib.train.data import END_OF_TEXT, Corpus, load, prepare, whole_file
+from course_lib.train.distill import TeachingLoader
 from course_lib.train.loader import TokenLoader
 from course_lib.train.loop import HeldOut, TrainingStopped, fit
 from course_lib.train.muon import build_optimizer
@@ -44,12 +45,14 @@ MINUTES = {"2min": 2.0, "15min": 15.0}
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run was told. `budget` is what the person asked for; what came of it is in `recipe`."""
+    """What a run was told: `teacher` is a model whose opinions are the targets, or empty; `budget` is what the
+    person asked for, and what came of it is in `recipe`."""
 
     model: str
     data: str
     budget: str
     dropout: float
+    teacher: str
     recipe: Recipe
 
     def write(self, folder: Path) -> None:
@@ -206,12 +209,14 @@ USUAL = Recipe(steps=1, batch_size=8, block_size=512, lr=6e-3, muon_lr=6e-3, war
 
 @dataclass(frozen=True)
 class Request:
-    """What a person asks for. `changes` are the recipe's entries that are not to be the usual."""
+    """What a person asks for: `teacher` names a shipped model or a folder; `changes` are the recipe's entries
+    that are not to be the usual."""
 
     model: str
     budget: str
     dropout: float
     changes: dict[str, Any]
+    teacher: str = ""
 
 
 def new_plan(
@@ -229,7 +234,9 @@ def new_plan(
         ranks = int(os.environ.get("WORLD_SIZE", 1))
         tokens = ranks * recipe.batch_size * recipe.accumulation * recipe.block_size
         steps = max(20, FULL_TOKENS[request.model] // tokens)
-    return Plan(request.model, text.name, request.budget, request.dropout, with_steps(recipe, steps))
+    return Plan(
+        request.model, text.name, request.budget, request.dropout, request.teacher, with_steps(recipe, steps)
+    )
 
 
 def old_plan(request: Request, folder: Path) -> Plan:
@@ -240,8 +247,8 @@ def old_plan(request: Request, folder: Path) -> Plan:
         TrainingStopped: something else was asked for than the run was begun with.
     """
     plan = Plan.read(folder)
-    asked = {"dropout": request.dropout, **request.changes}
-    begun = {"dropout": plan.dropout, **asdict(plan.recipe)}
+    asked = {"dropout": request.dropout, "teacher": request.teacher, **request.changes}
+    begun = {"dropout": plan.dropout, "teacher": plan.teacher, **asdict(plan.recipe)}
     other = [name for name in asked if asked[name] != begun[name] and name != "steps"]
     if other:
         said = ", ".join(f"{name} {begun[name]}, not {asked[name]}" for name in other)
@@ -306,7 +313,11 @@ def train(
         recipe = plan.recipe
         model = MODELS[plan.model](tokenizer.vocab_size, plan.dropout, recipe.seed).to(device)
         optimizer = build_optimizer(model, recipe.lr, recipe.muon_lr, recipe.weight_decay)
-        loader = TokenLoader(corpus.paths, recipe.batch_size, recipe.block_size, recipe.seed, rank, ranks)
+        loader: Any = TokenLoader(
+            corpus.paths, recipe.batch_size, recipe.block_size, recipe.seed, rank, ranks
+        )
+        if plan.teacher:
+            loader = TeachingLoader(loader, teacher_of(plan, tokenizer).to(device))
         if compile:
             model.compile()
         trained = nn.parallel.DistributedDataParallel(model) if ranks > 1 else model
@@ -329,6 +340,20 @@ def train(
         result = facts(plan, corpus, model, history, hold_out(text, tokenizer), ranks)
         export(model, tokenizer, folder / "model", result)
         return result
+
+
+def teacher_of(plan: Plan, tokenizer: Tokenizer) -> GPT:
+    """The model that teaches, which must speak the same tokens and see as far."""
+    folder = assets.path(plan.teacher) if plan.teacher in assets.SHIPPED else Path(plan.teacher)
+    teacher = load_gpt(folder)
+    theirs = Tokenizer.load(folder / "tokenizer.json")
+    if (theirs.tokens, theirs.ranks) != (tokenizer.tokens, tokenizer.ranks):
+        raise TrainingStopped(f"{folder} has another vocabulary than this run: it cannot teach it.")
+    if teacher.config.n_positions < plan.recipe.block_size:
+        raise TrainingStopped(
+            f"{folder} sees {teacher.config.n_positions} tokens, and a window has {plan.recipe.block_size}."
+        )
+    return teacher
 
 
 def parameters(model: nn.Module) -> int:
