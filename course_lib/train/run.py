@@ -45,7 +45,7 @@ MINUTES = {"2min": 2.0, "15min": 15.0}
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run was told: `teacher` is a model whose opinions are the targets, or empty; `budget` is what the
+    """What a run was told: `teacher` is a model whose opinions are the targets, or empty; `budget` is what a
     person asked for, and what came of it is in `recipe`."""
 
     model: str
