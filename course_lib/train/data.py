@@ -234,9 +234,11 @@ def _describe(tokenizer: Tokenizer) -> dict[str, Any]:
     rows = [f"{token.hex()} {i}" for token, i in sorted(tokenizer.tokens.items())]
     rows += [f"{a.hex()} {b.hex()} {rank}" for (a, b), rank in sorted(tokenizer.ranks.items())]
     rows += [f"{token} {i}" for token, i in sorted(tokenizer.special_tokens.items())]
-    rows += [tokenizer.pretokenizer, str(tokenizer.whole_chunk_first)]
-    digest = _digest(row.encode() for row in rows)
-    return {"vocab_size": tokenizer.vocab_size, "pretokenizer": tokenizer.pretokenizer, "sha256": digest}
+    rows += [
+        json.dumps(tokenizer.pretokenizer, sort_keys=True, default=dict),
+        str(tokenizer.whole_chunk_first),
+    ]
+    return {"vocab_size": tokenizer.vocab_size, "sha256": _digest(row.encode() for row in rows)}
 
 
 def _digest(pieces: Iterable[bytes]) -> str:
