@@ -56,8 +56,8 @@ class Block(nn.Module):
     write to it while the model trains. Submodules and their names are GPT-2's: `ln_1`, `attn`
     (`c_attn`, `c_proj`), `ln_2`, `mlp` (`c_fc`, `c_proj`); all have biases.
 
-    Source: Radford et al. (2019), "Language Models are Unsupervised Multitask Learners"; openai/gpt-2
-    `src/model.py`.
+    Source: Radford et al. (2019), "Language Models are Unsupervised Multitask Learners";
+    openai/gpt-2 `src/model.py`.
     """
 
     def __init__(self, config: GPTConfig) -> None:
@@ -65,9 +65,11 @@ class Block(nn.Module):
         width, eps = config.n_embd, config.layer_norm_epsilon
         self.n_head = config.n_head
         self.ln_1 = nn.LayerNorm(width, eps=eps)
-        self.attn = nn.ModuleDict({"c_attn": nn.Linear(width, 3 * width), "c_proj": nn.Linear(width, width)})
+        c_attn, c_proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.attn = nn.ModuleDict({"c_attn": c_attn, "c_proj": c_proj})
         self.ln_2 = nn.LayerNorm(width, eps=eps)
-        self.mlp = nn.ModuleDict({"c_fc": nn.Linear(width, 4 * width), "c_proj": nn.Linear(4 * width, width)})
+        c_fc, c_proj = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+        self.mlp = nn.ModuleDict({"c_fc": c_fc, "c_proj": c_proj})
         self.drop = nn.Dropout(config.dropout)
 
     def forward(self, x: Float[Tensor, "B T C"]) -> Float[Tensor, "B T C"]:
@@ -87,10 +89,12 @@ class Block(nn.Module):
 
 @exercise(day=9)
 class GPT(nn.Module):
-    """GPT-2: token and position embeddings, `n_layer` blocks, a last norm, logits by the token table.
+    """GPT-2: token and position embeddings, `n_layer` blocks, a last norm, logits by the token
+    table.
 
-    The submodules are `wte`, `wpe`, `h` (a list of Block) and `ln_f`. There is no output matrix: the
-    logits are the last hidden states times the transposed token table (tied embeddings).
+    The submodules are `wte`, `wpe`, `h` (a list of Block) and `ln_f`; `config` is kept. There is no
+    output matrix: the logits are the last hidden states times the transposed token table (tied
+    embeddings). The sum of the embeddings is dropped out, too.
 
     A new model's matrices and tables are normal with deviation 0.02, biases 0. The two matrices of
     a block that write to the residual stream start smaller by sqrt(2 * n_layer), so that the
@@ -116,9 +120,9 @@ class GPT(nn.Module):
 
     def forward(self, ids: Int64[Tensor, "B T"]) -> Float[Tensor, "B T V"]:
         """Logits for the token after each of `ids`. ValueError for more tokens than positions."""
-        tokens = ids.shape[1]
-        if tokens > self.config.n_positions:
-            raise ValueError(f"{tokens} tokens do not fit: the model has {self.config.n_positions} positions")
+        tokens, places = ids.shape[1], self.config.n_positions
+        if tokens > places:
+            raise ValueError(f"{tokens} tokens do not fit: the model has {places} positions")
         positions = torch.arange(tokens, device=ids.device)
         x = self.drop(self.wte(ids) + self.wpe(positions))  # (B, T, C)
         for block in self.h:

@@ -16,12 +16,18 @@ from course_lib.parts import exercise
 
 @exercise(day=9)
 def save_checkpoint(
-    path: Path, model: nn.Module, optimizer: Any, loader: Any, step: int, history: list[dict[str, Any]]
+    path: Path,
+    model: nn.Module,
+    optimizer: Any,
+    loader: Any,
+    step: int,
+    history: list[dict[str, Any]],
 ) -> None:
     """Write everything that the next step depends on to one file, or nothing.
 
-    Whatever happens meanwhile, a kill, a power cut, a full disk, `path` is either what it was before or
-    the whole new file.
+    Whatever happens meanwhile, a kill, a power cut, a full disk, `path` is either what it was
+    before or the whole new file. An error leaves no other file behind. The file is torch.save's, of
+    one dictionary with the keys "model", "optimizer", "loader", "step" and "history".
 
     Args:
         path: its folder is made if need be.
@@ -46,7 +52,7 @@ def save_checkpoint(
             torch.save(state, file)
             file.flush()
             os.fsync(file.fileno())  # the bytes must be on the disk before the name is
-        part.replace(path)  # one step for the file system: there is never half a file under the name
+        part.replace(path)  # one step for the file system: never half a file under the name
     finally:
         part.unlink(missing_ok=True)
 
@@ -61,7 +67,7 @@ def load_checkpoint(
         CheckpointError: the file is damaged, or of another model.
     """
     try:
-        with zipfile.ZipFile(path) as file:  # torch saves a zip file, which knows its parts' checksums
+        with zipfile.ZipFile(path) as file:  # torch.save's format: it has checksums of its parts
             if (bad := file.testzip()) is not None:
                 raise zipfile.BadZipFile(f"its part {bad} has a wrong checksum")
         state = torch.load(path, map_location="cpu", weights_only=True)

@@ -41,9 +41,9 @@ def fit(
 ) -> list[dict[str, Any]]:
     """Train until recipe.steps steps are made, from the last checkpoint in `run` if there is one.
 
-    Killed at any moment and called again with the same arguments, it ends with the same weights, bit for
-    bit, as a run that was never killed. For that a step may depend on the checkpoint alone: the
-    random numbers of step n (dropout) come from the seed recipe.seed + n.
+    Killed at any moment and called again with the same arguments, it ends with the same weights,
+    bit for bit, as a run that was never killed. For that a step may depend on the checkpoint alone:
+    the random numbers of step n (dropout) come from the seed recipe.seed + n.
 
     Args:
         model: ids to logits, in training mode.
@@ -87,8 +87,9 @@ def fit(
         record = {"step": step, "loss": loss, "norm": norm, "rate": recipe.factor(step)}
         record["seconds"] = time.perf_counter() - started
         if due(recipe.evaluate_every):
-            text, size = held_out.ids, held_out.text_bytes
-            record["bits_per_byte"] = evaluate(model, text, size, recipe.block_size, dtype=recipe.dtype)
+            record["bits_per_byte"] = evaluate(
+                model, held_out.ids, held_out.text_bytes, recipe.block_size, dtype=recipe.dtype
+            )
         history.append(record)
         if due(recipe.save_every):
             save_checkpoint(checkpoint_path(run, step), model, optimizer, loader, step, history)

@@ -8,20 +8,36 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from course_lib.parts import exercise
+
 # Coefficients of the odd polynomial whose iteration brings singular values between 0 and 1 near 1 (to between
 # 0.7 and 1.2) in few steps: Jordan et al. (2024), "Muon: An optimizer for hidden layers in neural networks".
 QUINTIC = (3.4445, -4.7750, 2.0315)
 
 
-def orthogonalize(x: Float[Tensor, "*batch rows cols"], steps: int = 5) -> Float[Tensor, "*batch rows cols"]:
+@exercise(day=9)
+def orthogonalize(
+    x: Float[Tensor, "*batch rows cols"],
+    steps: int = 5,
+) -> Float[Tensor, "*batch rows cols"]:
     """Bring every singular value of each matrix near 1, and keep its singular vectors.
 
     Newton-Schulz iteration, in bfloat16: it needs matrix products alone, and few digits.
+
+    Args:
+        x: one matrix, or many of one shape, each by itself; left as it is.
+        steps: of the iteration. With 0 a matrix is only divided by its norm.
+
+    Returns:
+        A tensor of x's shape and dtype. A matrix of zeros stays one.
+
+    Source: Jordan et al. (2024), "Muon".
     """
     a, b, c = QUINTIC
     tall = x.size(-2) > x.size(-1)
     y = (x.mT if tall else x).bfloat16()  # the Gram matrix is then that of the shorter side
-    y = y / (y.norm(dim=(-2, -1), keepdim=True) + 1e-7)  # no singular value is above the norm: all are <= 1
+    # No singular value is above this norm: afterwards all are 1 at most.
+    y = y / (y.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     for _ in range(steps):
         gram = y @ y.mT
         y = a * y + (b * gram + c * gram @ gram) @ y

@@ -27,8 +27,8 @@ def train_step(
 ) -> tuple[float, float]:
     """One optimizer step on the mean loss of several batches of one size: gradient accumulation.
 
-    The forward passes run under autocast to `dtype`; the weights stay in their own. Float32 means no
-    autocast.
+    The forward passes run under autocast to `dtype`; the weights stay in their own. Float32 means
+    no autocast.
 
     Args:
         model: ids (B, T) to logits (B, T, V).
@@ -47,7 +47,7 @@ def train_step(
     device = next(model.parameters()).device
     total = torch.zeros((), device=device)
     for i, (inputs, targets) in enumerate(batches):
-        # Between ranks only the sum of all passes need travel: DDP's no_sync holds it back until the last.
+        # Between ranks only the sum of all passes need travel: DDP's no_sync holds it back.
         held_back = getattr(model, "no_sync", nullcontext) if i + 1 < len(batches) else nullcontext
         with held_back():
             with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
@@ -74,9 +74,9 @@ def evaluate(
 ) -> float:
     """Bits that the model needs for a byte of the text whose tokens are `ids`.
 
-    The text is cut into windows of block_size inputs, each beginning where the last one ended, so that
-    every token but the first is predicted exactly once; the last window may be shorter. The model
-    is put into eval mode, and back into the mode that it was in.
+    The text is cut into windows of block_size inputs, each beginning where the last one ended, so
+    that every token but the first is predicted exactly once; the last window may be shorter. The
+    model is put into eval mode, and back into the mode that it was in.
 
     Args:
         ids: N tokens, 2 or more.
