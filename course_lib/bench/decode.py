@@ -17,7 +17,8 @@ import torch
 
 from course_lib.decode.sampler import SamplingParams
 from course_lib.engine.calibrate import fastest_threads
-from course_lib.engine.llm import LLM, Completion, model_path
+from course_lib.engine.llm import LLM, Completion
+from course_lib.engine.load import find
 from course_lib.hardware.detect import detect
 from course_lib.model.config import ModelConfig
 from course_lib.model.load import load_model, open_checkpoint
@@ -99,7 +100,7 @@ def race(
     Without `threads` each runs with the number that is fastest for it, measured at the start.
     """
     llm = LLM(model, "cpu", dtype, threads)
-    weights = dict(load_model(open_checkpoint(model_path(model)), dtype=llm.choice.dtype).named_weights())
+    weights = dict(load_model(open_checkpoint(find(model)), dtype=llm.choice.dtype).named_weights())
     twin = transformers_twin(llm.config, weights, llm.choice.dtype)
     one = torch.zeros(1, 1, dtype=torch.long)
     counts = (

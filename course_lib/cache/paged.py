@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
@@ -91,6 +92,18 @@ def tensor(numbers: Sequence[int], device: torch.device | str) -> Int64[Tensor, 
     return torch.tensor(numbers, dtype=torch.long, device=device)
 
 
+def zeros(shape: Sequence[int], dtype: torch.dtype, device: torch.device | str) -> Tensor:
+    """Zeros, because what lies behind a text's end is read, too: weighted with zero, but it must be numbers.
+
+    On a CPU they take no memory before they are written: NumPy asks the system for pages that are zero,
+    which it hands out one by one. torch.zeros writes them all.
+    """
+    if torch.device(device).type != "cpu":
+        return torch.zeros(*shape, dtype=dtype, device=device)
+    same_size = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}[dtype.itemsize]
+    return torch.from_numpy(np.zeros(shape, same_size)).view(dtype)
+
+
 class PagedCache:
     """Keys and values of all requests, of every layer, in `num_blocks` blocks of `block_size` tokens.
 
@@ -108,13 +121,9 @@ class PagedCache:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ):
-        shape = (config.num_hidden_layers, num_blocks, block_size)
-        # Zeros, since what lies behind a text's end is read (and weighted with zero): it must be numbers.
-        # They cost nothing until they are written: the system hands out memory page by page.
-        self.keys = torch.zeros(
-            *shape, config.num_key_value_heads, config.head_dim, dtype=dtype, device=device
-        )
-        self.values = torch.zeros_like(self.keys)
+        heads, width = config.num_key_value_heads, config.head_dim
+        shape = (config.num_hidden_layers, num_blocks, block_size, heads, width)
+        self.keys, self.values = (zeros(shape, dtype, device) for _ in range(2))
         self.block_size = block_size
         self.step: Step | None = None
 

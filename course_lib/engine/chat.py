@@ -5,9 +5,9 @@ Only the answer goes to stdout; what the engine has to say about itself goes to 
 """
 
 import contextlib
+import signal
 import sys
 import time
-from collections.abc import Iterable
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -18,7 +18,7 @@ from course_lib.engine.startup import STARTED
 
 if TYPE_CHECKING:
     from course_lib.decode.sampler import SamplingParams
-    from course_lib.engine.llm import LLM, Completion, Stream
+    from course_lib.engine.llm import LLM, Completion, Prompt, Stream
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich")
 console = Console(stderr=True, highlight=False)
@@ -29,7 +29,9 @@ HELP = "/reset forgets the conversation, /exit leaves, Ctrl-C stops an answer."
 @app.command()
 def main(
     prompt: Annotated[str | None, typer.Option(help="Answer this and end. Without it: a chat.")] = None,
-    model: Annotated[str, typer.Option(help="smollm2, or the path of a GGUF file.")] = "smollm2",
+    model: Annotated[
+        str, typer.Option(help="smollm2, course-10m, mine, a path, or owner/name at the Hub.")
+    ] = "smollm2",
     max_tokens: Annotated[int, typer.Option(min=1, help="End an answer after so many tokens.")] = 512,
     temperature: Annotated[float, typer.Option(min=0, help="0: always the most probable token.")] = 0.0,
     top_k: Annotated[int, typer.Option(min=0, help="Draw from the k most probable tokens (0: all).")] = 0,
@@ -59,7 +61,7 @@ def main(
         introduce(llm)
         opening = [{"role": "system", "content": system}] if system else []
         if prompt is not None:
-            answer(llm, [*opening, {"role": "user", "content": prompt}], params)
+            answer(llm, asked(llm, opening, prompt), params)
         else:
             converse(llm, opening, params)
     except (CheckpointError, ValueError, assets.AssetError) as error:
@@ -94,11 +96,20 @@ def owners() -> str:
     return f"{len(yours)} of {len(parts.REGISTRY)} yours" + (f": {', '.join(yours)}" if yours else "")
 
 
-def answer(llm: "LLM", messages: Iterable[dict[str, str]], params: "SamplingParams") -> "Completion":
+def asked(llm: "LLM", conversation: list[dict[str, str]], line: str) -> "Prompt":
+    """The conversation and one line more; without a chat template the line alone, to be continued."""
+    return [*conversation, {"role": "user", "content": line}] if llm.chat_template else line
+
+
+def answer(llm: "LLM", prompt: "Prompt", params: "SamplingParams") -> "Completion":
     """Stream one answer to stdout; Ctrl-C ends the answer. Returns what came."""
-    stream = llm.stream(list(messages), params)
-    with contextlib.suppress(KeyboardInterrupt):
+    stream = llm.stream(prompt, params)
+    # Not KeyboardInterrupt: that could hit the engine in the middle of its books.
+    before = signal.signal(signal.SIGINT, lambda *_: stream.stop())
+    try:
         show(stream)
+    finally:
+        signal.signal(signal.SIGINT, before)
     sys.stdout.write("\n")
     sys.stdout.flush()
     console.print(statistics(stream.completion), style="dim", soft_wrap=True)
@@ -114,7 +125,7 @@ def show(stream: "Stream") -> None:
 def statistics(completion: "Completion") -> str:
     read = f"{completion.prompt_tokens - completion.reused} tokens"
     kept = f" ({completion.reused} kept from before)" if completion.reused else ""
-    ending = {"stop": "", "length": "; token limit reached", "cancelled": "; stopped"}
+    ending = {"stop": "", "length": "; token limit reached", "cancelled": "; stopped", "error": "; failed"}
     return (
         f"read {read}{kept}, first token after {completion.time_to_first_token:.2f} s; "
         f"wrote {len(completion.token_ids)} at {completion.tokens_per_second:.1f} tokens/s"
@@ -145,11 +156,10 @@ def converse(llm: "LLM", opening: list[dict[str, str]], params: "SamplingParams"
         elif line.startswith("/"):
             console.print(f"There is no command {escape(line)}. {HELP}", style="dim")
         elif line:
-            messages.append({"role": "user", "content": line})
             try:
-                completion = answer(llm, messages, params)
+                completion = answer(llm, asked(llm, messages, line), params)
             except ValueError as error:  # the conversation no longer fits
-                messages.pop()
                 console.print(f"[red]{escape(str(error))}[/] /reset starts afresh.")
             else:
+                messages.append({"role": "user", "content": line})
                 messages.append({"role": "assistant", "content": completion.text})

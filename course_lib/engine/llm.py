@@ -7,25 +7,21 @@ from pathlib import Path
 
 import torch
 
-from course_lib import assets
 from course_lib.cache.contiguous import kv_cache_bytes
 from course_lib.cache.radix import RadixPrefixCache
 from course_lib.decode.sampler import SamplingParams
 from course_lib.engine.calibrate import fastest_threads
-from course_lib.engine.chat_template import ChatTemplate, Message
+from course_lib.engine.chat_template import Message
 from course_lib.engine.choose import choose
 from course_lib.engine.engine import Engine, EngineConfig
+from course_lib.engine.load import load
 from course_lib.engine.model_runner import ModelRunner
 from course_lib.engine.request import FinishReason, Request
 from course_lib.hardware.detect import detect
 from course_lib.model.config import ModelConfig
-from course_lib.model.errors import CheckpointError
-from course_lib.model.load import GGUFCheckpoint, load_model, open_checkpoint
-from course_lib.tokenizer import Tokenizer
 
 Prompt = str | Sequence[Message]
-MODELS = ("smollm2",)
-POOL_SHARE = 0.25  # of a CPU's memory; of a GPU's free memory three times as much
+POOL_SHARE = {"cpu": 0.125, "mps": 0.125, "cuda": 0.8}  # of the memory; on CUDA of what is free of it
 UNKNOWN_MEMORY = 8 << 30  # bytes
 
 
@@ -126,7 +122,7 @@ class LLM:
         threads: int | None = None,
         config: EngineConfig | None = None,
     ):
-        """`model` is "smollm2" or the path of a GGUF file.
+        """`model` is a name, a path, or a model's id at the Hugging Face Hub: see `load`.
 
         Raises:
             CheckpointError: the model's files cannot be used.
@@ -134,31 +130,13 @@ class LLM:
         """
         self.choice = choose(device, dtype, threads)
         torch.set_num_threads(1)  # loading is many short loops: threads would mostly wait for each other
-        checkpoint = open_checkpoint(model_path(model))
-        if not isinstance(checkpoint, GGUFCheckpoint):
-            raise CheckpointError(
-                f"{model} is a folder: its weights can be loaded, its tokenizer.json not yet. Give a GGUF."
-            )
-        known = assets.CATALOG.get(str(model))
-        self.name = known.title if known else checkpoint.path.stem
-        self.config = checkpoint.config
-        try:
-            self.tokenizer = Tokenizer.from_gguf(checkpoint.metadata)
-        except (KeyError, ValueError) as error:
-            raise CheckpointError(
-                f"The vocabulary of {checkpoint.path.name} is of no use: {error}."
-            ) from error
-        begins = checkpoint.metadata.get("tokenizer.ggml.add_bos_token", False)
-        bos = self.config.bos_token_id
-        self.prefix = [bos] if begins and bos is not None else []
-        self.model = load_model(checkpoint, self.choice.device, self.choice.dtype, pack=self.choice.pack)
-        template = checkpoint.metadata.get("tokenizer.chat_template")
-        vocab = self.tokenizer.vocab
-        names = {
-            "bos_token": vocab[token].decode() if (token := self.config.bos_token_id) in vocab else "",
-            "eos_token": "".join(vocab[token].decode() for token in self.config.eos_token_ids[:1]),
-        }
-        self.chat_template = ChatTemplate(template, names) if template else None
+        loaded = load(model, self.choice.device, self.choice.dtype, pack=self.choice.pack)
+        self.name, self.model, self.config = loaded.name, loaded.model, loaded.config
+        self.tokenizer, self.chat_template, self.prefix = (
+            loaded.tokenizer,
+            loaded.chat_template,
+            loaded.prefix,
+        )
         if self.choice.device.type == "cpu" and self.choice.threads is None:
             count, why = fastest_threads(self.step, detect().cores)
             self.choice = replace(self.choice, threads=count, threads_why=why)
@@ -182,7 +160,7 @@ class LLM:
     def encode(self, prompt: Prompt) -> list[int]:
         """Token ids of a prompt; what a user typed never becomes a special token."""
         if isinstance(prompt, str):
-            return self.prefix + self.tokenizer.encode(prompt)
+            return [*self.prefix, *self.tokenizer.encode(prompt)]
         if self.chat_template is None:
             raise ValueError(f"{self.name} has no chat template: give it a text to continue, not messages.")
         return self.chat_template.encode(prompt, self.tokenizer)
@@ -246,20 +224,15 @@ class LLM:
 def pool_blocks(model: ModelConfig, config: EngineConfig, dtype: torch.dtype, device: torch.device) -> int:
     """How many blocks the cache gets: for as many whole texts as may run at once, if there is the memory."""
     if device.type == "cuda":
-        memory = 3 * POOL_SHARE * torch.cuda.mem_get_info(device)[0]
+        memory = torch.cuda.mem_get_info(device)[0]
     else:
-        memory = POOL_SHARE * (detect().memory or UNKNOWN_MEMORY)
+        memory = detect().memory or UNKNOWN_MEMORY
     longest = min(model.max_position_embeddings, config.max_model_len or model.max_position_embeddings)
     block = kv_cache_bytes(model, config.block_size, bytes_per_number=dtype.itemsize)
-    return max(1, min(int(memory // block), config.max_num_seqs * -(-longest // config.block_size)))
-
-
-def model_path(model: str | Path) -> Path:
-    if str(model) in MODELS:
-        return assets.path(str(model))
-    path = Path(model)
-    if not path.exists():
-        raise CheckpointError(
-            f"There is no model {str(model)!r}. Known: {', '.join(MODELS)}; or give the path of a GGUF file."
-        )
-    return path
+    return max(
+        1,
+        min(
+            int(POOL_SHARE[device.type] * memory // block),
+            config.max_num_seqs * -(-longest // config.block_size),
+        ),
+    )
