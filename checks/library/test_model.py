@@ -429,6 +429,27 @@ def test_gguf_type_that_we_cannot_decode(tiny_gguf, tmp_path):
         read_gguf(tmp_path / "iq.gguf")
 
 
+def test_gguf_that_says_a_thing_twice(tmp_path):
+    """Tensors that overlap, or two of one name: a file that means different things to different readers."""
+    writer = gguf.GGUFWriter(tmp_path / "two.gguf", "llama")
+    writer.add_tensor("first", np.ones(32, np.float32))
+    writer.add_tensor("other", np.ones(32, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    whole = (tmp_path / "two.gguf").read_bytes()
+    assert len(read_gguf(tmp_path / "two.gguf").tensors) == 2
+    (tmp_path / "two.gguf").write_bytes(whole.replace(b"other", b"first"))
+    with pytest.raises(CheckpointError, match="holds the tensor first twice"):
+        read_gguf(tmp_path / "two.gguf")
+    offset = whole.index(b"other") + len(b"other") + 4 + 8 + 4
+    assert whole[offset : offset + 8] == (128).to_bytes(8, "little")
+    (tmp_path / "two.gguf").write_bytes(whole[:offset] + (96).to_bytes(8, "little") + whole[offset + 8 :])
+    with pytest.raises(CheckpointError, match="the tensors first and other overlap"):
+        read_gguf(tmp_path / "two.gguf")
+
+
 @settings(max_examples=150)
 @given(share=st.floats(0, 1, exclude_max=True))
 def test_truncated_gguf_says_so(tiny_gguf, tmp_path_factory, share):

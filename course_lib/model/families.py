@@ -139,7 +139,7 @@ def gpt2(settings: Settings) -> dict[str, Any]:
         "max_position_embeddings": whole(settings, "n_positions", 1024),
         "norm_eps": number(settings, "layer_norm_epsilon", 1e-5),
         "tie_word_embeddings": flag(settings, "tie_word_embeddings", True),
-        "activation": settings.get("activation_function", "gelu_new"),
+        "activation": str(settings.get("activation_function", "gelu_new")),
         "bos_token_id": token_id(settings, "bos_token_id"),
         "eos_token_ids": token_ids(settings.get("eos_token_id")),
     }
