@@ -170,7 +170,8 @@ def _flags(compiler: Compiler, watched: bool, optimize: str) -> list[str]:
 
 def _whole(translation: Translation, label: str, language: str, instances: tuple[str, ...]) -> str:
     """The translation unit: the prelude, the source under its own name, the launchers."""
-    names = [k.name for k in translation.kernels if not k.template] + list(instances)
+    prefix = "lab_kernel_" if language == "metal" else ""
+    names = [prefix + k.name for k in translation.kernels if not k.template] + list(instances)
     public = '__attribute__((visibility("default"), no_sanitize("thread")))'
     launchers = "".join(
         f'extern "C" {public} const LabParameter* lab_parameters_{i}(uint32_t* n) '

@@ -131,7 +131,7 @@ def translate(source: str, label: str) -> Translation:
     """C++ from CUDA. Unsupported names what is out of scope; CompileError, what can't be read."""
     code = masked(source)
     refuse(source, code, label, _REFUSED)
-    _refuse_includes(code, label)
+    refuse_includes(code, label)
     _refuse_device_variables(code, label)
     kernels = find_kernels(code, label)
     if not kernels:
@@ -154,7 +154,8 @@ def refuse(source: str, code: str, label: str, table: tuple[tuple[str, str, str]
         )
 
 
-def _refuse_includes(code: str, label: str) -> None:
+def refuse_includes(code: str, label: str) -> None:
+    """Raise Unsupported for an #include of a header that the lab does not have."""
     for found in re.finditer(r"#\s*include\s*<([^>]*)>", code):
         if not (RUNTIME / "include" / found.group(1)).is_file() and found.group(1) not in _PLAIN_HEADERS:
             line = line_at(code, found.start())
@@ -206,45 +207,48 @@ def _last_name(parameter: str) -> str:
 
 def _shared_arrays(source: str, code: str, label: str) -> str:
     """The source with its shared variables turned into references; lines keep their numbers."""
-    out, last, number = [], 0, 0
-    for match in _SHARED.finditer(code):
+    out, last = [], 0
+    for number, match in enumerate(_SHARED.finditer(code)):
         end = code.find(";", match.end())
-        if end < 0:
-            raise CompileError(
-                f"{label}, line {line_at(code, match.start())}: a ; is missing after __shared__"
-            )
         line = line_at(code, match.start())
-        declaration = code[match.end() : end]
-        qualifiers = match.group()
-        dynamic = "extern" in qualifiers
-        declaration = _ALIGN.sub(" ", declaration)
-        if "=" in re.sub(r"[<>=!]=", "", re.sub(r"\[[^\]]*\]", "[]", declaration)):
-            raise CompileError(
-                f"{label}, line {line}: a __shared__ variable can't have an initial value", line
-            )
-        pieces = split(declaration)
-        head = re.match(r"(.*?)([A-Za-z_]\w*)\s*((?:\[[^\]]*\]\s*)*)$", pieces[0].strip(), re.DOTALL)
-        if head is None or not head.group(1).strip():
-            raise CompileError(f"{label}, line {line}: the lab can't read this __shared__ declaration", line)
-        kind = " ".join(head.group(1).split())
-        if "volatile" in qualifiers:
-            kind = f"volatile {kind}"
+        if end < 0:
+            raise CompileError(f"{label}, line {line}: a ; is missing after __shared__", line)
         outside = depth_at(code, match.start()) == 0
-        names = [(head.group(2), " ".join(head.group(3).split()))]
-        for piece in pieces[1:]:
-            more = re.match(r"\s*([A-Za-z_]\w*)\s*((?:\[[^\]]*\]\s*)*)$", piece)
-            if more is None:
-                raise CompileError(
-                    f"{label}, line {line}: the lab can't read this __shared__ declaration", line
-                )
-            names.append((more.group(1), " ".join(more.group(2).split())))
-        text = ""
-        for name, sizes in names:
-            number += 1
-            text += _reference(kind, name, sizes, dynamic, outside, number, line, label)
+        text = shared_reference(code[match.end() : end], label, line, 100 * number, match.group(), outside)
         out += [source[last : match.start()], text, "\n" * code.count("\n", match.start(), end)]
         last = end + 1
     return "".join([*out, source[last:]])
+
+
+def shared_reference(
+    declaration: str, label: str, line: int, number: int, qualifiers: str = "", outside: bool = False
+) -> str:
+    """C++ for the variables of one shared declaration: `float tile[32][33], sum`. On one line.
+
+    `number` makes names of its own; `outside` is for one that stands outside all functions.
+    """
+    declaration = _ALIGN.sub(" ", declaration)
+    if "=" in re.sub(r"\[[^\]]*\]", "", declaration):
+        raise CompileError(f"{label}, line {line}: a shared variable can't have an initial value", line)
+    pieces = split(declaration)
+    head = re.match(r"(.*?)([A-Za-z_]\w*)\s*((?:\[[^\]]*\]\s*)*)$", pieces[0].strip(), re.DOTALL)
+    unread = CompileError(f"{label}, line {line}: the lab can't read this shared declaration", line)
+    if head is None or not head.group(1).strip():
+        raise unread
+    kind = " ".join(head.group(1).split())
+    if "volatile" in qualifiers:
+        kind = f"volatile {kind}"
+    names = [(head.group(2), " ".join(head.group(3).split()))]
+    for piece in pieces[1:]:
+        more = re.match(r"\s*([A-Za-z_]\w*)\s*((?:\[[^\]]*\]\s*)*)$", piece)
+        if more is None:
+            raise unread
+        names.append((more.group(1), " ".join(more.group(2).split())))
+    dynamic = "extern" in qualifiers
+    return " ".join(
+        _reference(kind, name, sizes, dynamic, outside, number + i, line, label)
+        for i, (name, sizes) in enumerate(names)
+    )
 
 
 def _reference(

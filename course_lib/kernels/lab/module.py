@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from course_lib.kernels.lab import arguments, build, cuda, native
+from course_lib.kernels.lab import arguments, build, cuda, metal, native
 from course_lib.kernels.lab.chips import DEFAULT, Chip, chip_of
 from course_lib.kernels.lab.errors import LaunchError
 from course_lib.kernels.lab.findings import finding
@@ -69,7 +69,8 @@ class Module:
         )
         self._optimize = optimize
         self._compiler = build.find_compiler(compiler)
-        self._translation = cuda.translate(self.source, self.label)
+        translate = metal.translate if self.language == "metal" else cuda.translate
+        self._translation = translate(self.source, self.label)
         self._load(True, ())
 
     @property
@@ -106,10 +107,11 @@ class Module:
     def launch(
         self,
         kernel: str,
-        grid: Size,
+        grid: Size | None,
         block: Size,
         *args: Any,
-        shared_bytes: int = 0,
+        threads: Size | None = None,
+        shared_bytes: int | Sequence[int] = 0,
         level: Level = "races",
         order: Order = "forward",
         seed: int = 0,
@@ -123,9 +125,12 @@ class Module:
 
         kernel: its name; of a template, with arguments: "matmul<16>".
         grid, block: blocks, and threads a block: numbers or (x, y, z).
+        threads: instead of a grid (None), how many threads there are in all; the blocks at the edge are
+        smaller. Metal's
+            dispatchThreads.
         args: a NumPy array or a CPU tensor for each pointer, a number for each value, None for a null
         pointer.
-        shared_bytes: dynamic shared memory.
+        shared_bytes: dynamic shared memory; in Metal the length of [[threadgroup(0)]], or the lengths of all.
         level: what is watched. "off": nothing; "bounds": every address; "counts": and traffic; "races": and
         who touched
             each byte before.
@@ -144,15 +149,27 @@ class Module:
         watched = level != "off"
         built, library, number = self._find(kernel, watched)
         limits = chip_of(chip or DEFAULT[self.language])
-        shape, threads = _three(grid, "grid"), _three(block, "block")
-        _check_shape(kernel, shape, threads, shared_bytes, limits)
+        size = _three(block, "block")
+        total = _three(threads, "threads") if threads is not None else None
+        if total is not None and grid is None and self.language == "metal":
+            shape = _three([-(-n // s) for n, s in zip(total, size, strict=True)], "grid")
+        elif grid is not None and total is None:
+            shape = _three(grid, "grid")
+        else:
+            raise LaunchError(
+                f"{kernel}: a launch takes a grid of blocks; in Metal also grid=None and threads=…."
+            )
+        lengths = [shared_bytes] if isinstance(shared_bytes, int) else list(shared_bytes)
+        _check_shape(kernel, shape, size, sum(lengths), limits)
         parameters = library.parameters(number)
         packed = arguments.pack(kernel, built.kernels[number].parameters, parameters, args)
         blocks = shape[0] * shape[1] * shape[2]
         sequence = _order(order, seed, blocks)
 
         run = native.Launch()
-        run.grid[:], run.block[:] = shape, threads
+        run.grid[:], run.block[:] = shape, size
+        if total:
+            run.threads[:] = total
         run.warp_size, run.level, run.strict, run.poison = 32, native.LEVELS.index(level), int(strict), 1
         lines = (ctypes.c_uint32 * max(1, len(built.lines)))(*built.lines)
         run.sites, run.site_lines = len(built.lines), lines
@@ -160,14 +177,18 @@ class Module:
         run.pointers, run.pointer = packed.pointer_count, packed.pointers
         run.values, run.call = packed.values, library.entry(number)
         run.blocks, run.order = blocks, sequence.ctypes.data
-        run.shared_bytes, run.seconds = shared_bytes, time_limit
+        run.seconds = time_limit
+        if self.language == "metal":
+            run.arguments, run.argument_bytes = len(lengths), (ctypes.c_uint64 * len(lengths))(*lengths)
+        else:
+            run.shared_bytes = sum(lengths)
         run.trace_block, run.trace_warp = _traced(trace, shape)
         library.start(run)
         copied = False
         try:
             ended = native.wait(run.child, run.pipe, time_limit)
             report = self._read(
-                run, ended, kernel, level, shape, threads, packed.names, sequence, trace is not None, limits
+                run, ended, kernel, level, shape, size, packed.names, sequence, trace is not None, limits
             )
             copied = bool(run.report.contents.finished)
         finally:

@@ -249,5 +249,13 @@ inline void lab_pipeline_copy(int line, void* to, const void* from, size_t size,
 #define __pipeline_wait_prior(n) lab_copy_wait(n)
 
 #include "math.inc"
+#define LAB_NAME_HALF(T, KIND)                                                                               \
+    template <>                                                                                              \
+    struct LabType<T> {                                                                                      \
+        static constexpr uint32_t code = lab_code(KIND, 2);                                                  \
+    };
+#define LAB_NAME_HALF2(T2, T)                                                                                \
+    template <>                                                                                              \
+    struct LabType<T2> : LabType<T> {};
 #include "half.inc"
 #include "wmma.inc"

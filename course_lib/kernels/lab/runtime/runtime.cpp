@@ -31,7 +31,7 @@ typedef uint64_t u64;
 extern "C" {
 // What a kernel reads as threadIdx and so on; const for the kernel, since no thread sees them change.
 LabIndex threadIdx, blockIdx, blockDim, gridDim;
-LabIndex lab_grid_threads, lab_block_now;
+LabIndex lab_grid_threads, lab_block_size;
 }
 
 namespace {
@@ -110,6 +110,7 @@ struct Dynamic {
     u32 site;
 };
 
+LabIndex lab_block_now;  // the block of which a finding speaks
 LabLaunch* launch;
 LabReport* report;
 u32 level, warp_size, threads, warps;
@@ -799,14 +800,12 @@ void run() {
         shared_split = (u8*)room(shared_words);
     }
     gridDim = {launch->grid[0], launch->grid[1], launch->grid[2]};
+    lab_block_size = {launch->block[0], launch->block[1], launch->block[2]};
     lab_grid_threads = {launch->threads[0], launch->threads[1], launch->threads[2]};
     shared_high = RED_ZONE;
-    for (u32 i = 0; i < launch->arguments; ++i) {
+    for (u32 i = 0; i < launch->arguments && i < 32; ++i) {
         static char keys[32];
-        char name[48];
-        snprintf(name, sizeof(name), "threadgroup(%u)", i);
-        if (launch->argument_bytes[i])
-            argument_begin[i] = (u64)lab_shared(&keys[i], name, launch->argument_bytes[i], 16, 0);
+        argument_begin[i] = (u64)lab_shared(&keys[i], "", launch->argument_bytes[i], 16, 0);
     }
     for (block_number = 0; block_number < launch->blocks; ++block_number) {
         set_up_block(launch->order[block_number]);
@@ -876,9 +875,14 @@ void* lab_dynamic_shared(const char* name, int line) {
     return at;
 }
 
-void* lab_threadgroup_argument(uint32_t index) {
+void* lab_threadgroup_argument(uint32_t index, const char* name, int line) {
     if (index >= launch->arguments || !launch->argument_bytes[index])
-        lab_misuse("a threadgroup argument has no length: give its bytes with shared_bytes=", 0);
+        lab_misuse("a threadgroup argument has no length: give its bytes with shared_bytes=", line);
+    LabSharedArray& a = report->array[index];
+    if (!a.line) {
+        strncpy(a.name, name, sizeof(a.name) - 1);
+        a.line = (u32)line, a.dynamic = 1;
+    }
     return (void*)argument_begin[index];
 }
 

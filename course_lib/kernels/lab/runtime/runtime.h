@@ -27,7 +27,7 @@ LAB_API uint32_t lab_barrier(uint32_t predicate, int line);
 LAB_API void lab_together(uint32_t mask, const char* what, LabTogether op, void* argument, int line);
 LAB_API void* lab_shared(const void* key, const char* name, uint64_t size, uint64_t align, int line);
 LAB_API void* lab_dynamic_shared(const char* name, int line);
-LAB_API void* lab_threadgroup_argument(uint32_t index);
+LAB_API void* lab_threadgroup_argument(uint32_t index, const char* name, int line);
 // Tell the runtime of an access that no instrumented instruction makes.
 LAB_API void lab_access(const void* address, uint64_t size, uint32_t kind, int line);
 LAB_API void lab_fence();
