@@ -24,6 +24,7 @@ from course_lib import assets
 from course_lib.hardware.detect import detect
 from course_lib.model.gpt import GPT, load_gpt, save_gpt
 from course_lib.tokenizer import Tokenizer
+from course_lib.train.card import card
 from course_lib.train.checkpoint import checkpoints
 from course_lib.train.data import END_OF_TEXT, Corpus, load, prepare, whole_file
 from course_lib.train.distill import TeachingLoader
@@ -151,7 +152,16 @@ def export(model: nn.Module, tokenizer: Tokenizer, folder: Path, facts: dict[str
     else:
         save_decoder(model, folder, end)
     tokenizer.save(folder / "tokenizer.json")
+    write_facts(model, tokenizer, folder, facts)
+
+
+def write_facts(model: nn.Module, tokenizer: Tokenizer, folder: Path, facts: dict[str, Any]) -> None:
+    """Write `training.json`, and the model card that says the same in prose."""
+    prompts = ("ROMEO:\n", "MACBETH:\n") if facts["data"] == "corpus" else ("\n",)
+    size = facts["recipe"]["block_size"]
+    spoken = {prompt: sample(model, tokenizer, prompt, tokens=100, context=size) for prompt in prompts}
     (folder / "training.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    (folder / "README.md").write_text(card(facts, spoken), encoding="utf-8")
 
 
 def save_decoder(model: nn.Module, folder: Path, end: int) -> None:
