@@ -26,8 +26,15 @@ def owners() -> str:
     """Whose parts this run has loaded, the learner's by name."""
     if parts.parts_mode() != "mine":
         return f"{len(parts.REGISTRY)}, all of them the library's; PARTS=mine takes yours where they passed"
-    yours = sorted(part.qualname for key, part in parts.REGISTRY.items() if parts.owner(key) == "yours")
-    return f"{len(yours)} of {len(parts.REGISTRY)} yours" + (f": {', '.join(yours)}" if yours else "")
+    names: dict[str, list[str]] = {"yours": [], "reference": []}
+    for key, part in sorted(parts.REGISTRY.items()):
+        names[parts.owner(key)].append(part.qualname)
+    yours, others = names["yours"], names["reference"]
+    if len(yours) <= len(others):
+        return f"{len(yours)} of {len(parts.REGISTRY)} yours" + (f": {', '.join(yours)}" if yours else "")
+    return f"{len(yours)} of {len(parts.REGISTRY)} yours" + (
+        f"; the library's: {', '.join(others)}" if others else ""
+    )
 
 
 def main(
