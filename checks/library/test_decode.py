@@ -150,8 +150,8 @@ def test_parameters_out_of_range(wrong, message):
 
 
 def test_a_parameter_that_is_not_supported_is_refused():
-    with pytest.raises(TypeError, match="presence_penalty"):
-        SamplingParams(presence_penalty=0.5)
+    with pytest.raises(TypeError, match="best_of"):
+        SamplingParams(best_of=2)
 
 
 # The loops

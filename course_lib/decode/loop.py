@@ -5,7 +5,9 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from course_lib.decode.sampler import Sampler, SamplingParams
+from course_lib.decode.params import SamplingParams
+from course_lib.decode.sampler import Sampler
+from course_lib.decode.text import Row, Text
 from course_lib.model.decoder import Decoder
 from course_lib.model.layers import KVCache
 
@@ -21,7 +23,7 @@ def generate_uncached(
 
     The work grows with the square of the length.
     """
-    ids = nonempty(prompt)
+    ids = nonempty(prompt, params)
 
     def next_logits() -> Tensor:
         return model(torch.tensor([ids], device=model.device), logits_to_keep=1)[:, -1]
@@ -42,7 +44,7 @@ def generate_cached(
     read, since logits come only from running the model. Yields the tokens as they are chosen, a stop
     token included; the last one yielded is never in the cache.
     """
-    ids = nonempty(prompt)
+    ids = nonempty(prompt, params)
     if cache.length >= len(ids):
         raise ValueError(
             f"The cache holds {cache.length} tokens, the prompt only {len(prompt)}: nothing left to run."
@@ -59,9 +61,13 @@ def generate_cached(
     return write(ids, next_logits, params, stop_ids)
 
 
-def nonempty(prompt: Sequence[int]) -> list[int]:
+def nonempty(prompt: Sequence[int], params: SamplingParams) -> list[int]:
+    """The prompt as a list, unless it or the parameters ask for what a loop over token ids cannot do."""
     if not prompt:
         raise ValueError("The prompt is empty: the model needs at least one token to continue from.")
+    for name, off in (("stop", ()), ("n", 1), ("logprobs", None), ("structured_outputs", None)):
+        if getattr(params, name) != off:
+            raise ValueError(f"This loop knows one text and its token ids only; {name} needs an engine.")
     return list(prompt)
 
 
@@ -71,9 +77,10 @@ def write(
     """Append to `ids` what `params` chooses from `next_logits()`, until a stop token or `max_tokens`."""
     sampler = Sampler([params])
     stops = {*params.stop_token_ids, *(() if params.ignore_eos else stop_ids)}
+    row = Row(Text(params, ids, sorted(stops)))
     for _ in range(params.max_tokens):
         with torch.inference_mode():
-            token = int(sampler(next_logits(), [len(ids)]))
+            token = int(sampler(next_logits(), [len(ids)], [row]))
         ids.append(token)
         yield token
         if token in stops:

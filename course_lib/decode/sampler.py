@@ -1,73 +1,17 @@
 """Choosing the next token from the logits: the best one, or one drawn from a filtered distribution."""
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from course_lib.decode.adjust import adjust
+from course_lib.decode.params import SamplingParams
+from course_lib.decode.randomness import uniform
+from course_lib.decode.text import Row
 
-@dataclass(frozen=True)
-class SamplingParams:
-    """How one request wants its tokens chosen, and when it wants to stop.
-
-    temperature: 0 takes the most probable token; 1 draws from the model's own distribution; lower is sharper.
-    top_k: draw only from the k most probable tokens (0: from all).
-    top_p: draw only from the fewest tokens that together have probability p (1: from all).
-    min_p: draw only from tokens at least min_p times as probable as the most probable one (0: from all).
-    seed: the same seed gives the same text; None takes a fresh one.
-    max_tokens: end after so many tokens. stop_token_ids: end at these, besides the model's own end tokens.
-    ignore_eos: go on at the model's own end tokens (for benchmarks).
-    stop: end where one of these texts begins; a single text is taken as a list of one.
-    n: so many texts for one prompt, which is computed once.
-    """
-
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    seed: int | None = None
-    max_tokens: int = 256
-    stop_token_ids: tuple[int, ...] = ()
-    ignore_eos: bool = False
-    stop: tuple[str, ...] = ()
-    n: int = 1
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "stop", (self.stop,) if isinstance(self.stop, str) else tuple(self.stop))
-        object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
-
-        def must(holds: bool, name: str, rule: str) -> None:
-            if not holds:
-                raise ValueError(f"{name} is {getattr(self, name)!r}; it must be {rule}.")
-
-        must(math.isfinite(self.temperature) and self.temperature >= 0, "temperature", "a number from 0 up")
-        must(self.top_k >= 0, "top_k", "0 (off) or a number of tokens")
-        must(0 < self.top_p <= 1, "top_p", "above 0 and at most 1")
-        must(0 <= self.min_p <= 1, "min_p", "between 0 and 1")
-        must(self.max_tokens >= 1, "max_tokens", "at least 1")
-        must(self.n >= 1, "n", "at least 1")
-        must(all(isinstance(text, str) and text for text in self.stop), "stop", "texts, none of them empty")
-        must(self.seed is None or 0 <= self.seed < 2**64, "seed", "None or a whole number from 0 to 2^64 - 1")
-
-    @property
-    def greedy(self) -> bool:
-        return self.temperature == 0 or self.top_k == 1
-
-
-def uniform(seed: int, position: int, purpose: int = 0) -> float:
-    """A number in [0, 1) that depends on its arguments and on nothing else.
-
-    Philox scrambles a counter under a key, so the draw for position 1000 needs no 999 draws before it:
-    who else is in the batch, or how often a request was interrupted, cannot change a text. `purpose`
-    separates draws at one position (choose, accept a draft, ...). Source: Salmon et al. (2011), "Parallel
-    Random Numbers: As Easy as 1, 2, 3".
-    """
-    bits = np.random.Philox(key=seed, counter=(position, purpose, 0, 0)).random_raw()
-    return (int(bits) >> 12) / 2**52
+__all__ = ["Sampler", "SamplingParams", "uniform"]
 
 
 def keep_top_k(probs: Float[Tensor, "B V"], k: Sequence[int]) -> Float[Tensor, "B V"]:
@@ -111,8 +55,8 @@ def draw(weights: Float[Tensor, "B V"], u: Float[Tensor, "B 1"]) -> Int64[Tensor
 class Sampler:
     """Chooses one token for each row of a batch, each row by its own parameters.
 
-    The filters run in Hugging Face's order: temperature, top-k, top-p, min-p; each sees what the one
-    before it left.
+    First what changes the logits (`adjust`), then the filters in Hugging Face's order: temperature, top-k,
+    top-p, min-p; each sees what the one before it left. Nothing is computed that no row asks for.
     """
 
     def __init__(self, params: Sequence[SamplingParams]):
@@ -122,25 +66,52 @@ class Sampler:
                 f"Row {missing[0]} samples without a seed: give one, so that its text can be repeated."
             )
 
-    def __call__(self, logits: Float[Tensor, "B V"], positions: Sequence[int]) -> Int64[Tensor, " B"]:
-        """`positions[i]` is the place in its sequence of the token that row i chooses now."""
-        best = logits.argmax(-1)
-        if all(p.greedy for p in self.params):
-            return best
+    def __call__(
+        self,
+        logits: Float[Tensor, "B V"],
+        positions: Sequence[int],
+        rows: Sequence[Row | None] | None = None,
+    ) -> Int64[Tensor, " B"]:
+        """Choose a token for each row.
+
+        Args:
+            positions: the place in its sequence of the token that a row chooses now.
+            rows: the text before it, for rows whose parameters ask for more than their logits.
+        """
+        if rows is not None:
+            logits = adjust(logits, rows)
+        for i, p in enumerate(self.params):
+            if p.changes_logits and (rows is None or rows[i] is None):
+                raise ValueError(
+                    f"Row {i} has penalties, biases or bans: give the text that it continues, too."
+                )
+        if logits.device.type == "mps":  # Metal has no float64, which the running sum needs
+            logits = logits.cpu()
+        drawing = [i for i, p in enumerate(self.params) if not p.greedy]
+        if len(drawing) == len(self.params):
+            return self.draw(logits, drawing, positions)
+        chosen = logits.argmax(-1)
+        if drawing:
+            chosen[drawing] = self.draw(logits[drawing], drawing, positions)
+        return chosen
+
+    def draw(
+        self, logits: Float[Tensor, "B V"], rows: Sequence[int], positions: Sequence[int]
+    ) -> Int64[Tensor, " B"]:
+        """Draw a token for each of the rows that are named."""
+        params = [self.params[i] for i in rows]
 
         def column(values: Sequence[float], dtype: torch.dtype = torch.float32) -> Tensor:
             return torch.tensor(values, dtype=dtype, device=logits.device)[:, None]
 
-        if logits.device.type == "mps":  # Metal has no float64, which the running sum needs
-            logits = logits.cpu()
-        probs = torch.softmax(logits.float() / column([p.temperature or 1.0 for p in self.params]), dim=-1)
-        if any(p.top_k for p in self.params):
-            probs = keep_top_k(probs, [p.top_k for p in self.params])
-        if any(p.top_p < 1 for p in self.params):
-            probs = keep_top_p(probs, column([p.top_p for p in self.params]))
-        if any(p.min_p for p in self.params):
-            probs = keep_min_p(probs, column([p.min_p for p in self.params]))
-        u = [uniform(p.seed or 0, position) for p, position in zip(self.params, positions, strict=True)]
-        drawn = draw(probs, column(u, torch.float64))
-        greedy = torch.tensor([p.greedy for p in self.params], device=logits.device)
-        return torch.where(greedy, best.to(logits.device), drawn)
+        # Subtracted before the division: a tiny temperature then gives -inf, and never inf - inf.
+        logits = logits.float() - logits.float().amax(-1, keepdim=True)
+        probs = torch.softmax(logits / column([p.temperature for p in params]), dim=-1)
+        if any(p.top_k for p in params):
+            probs = keep_top_k(probs, [p.top_k for p in params])
+        if any(p.top_p < 1 for p in params):
+            probs = keep_top_p(probs, column([p.top_p for p in params]))
+        if any(p.min_p for p in params):
+            probs = keep_min_p(probs, column([p.min_p for p in params]))
+        u = [uniform(p.seed or 0, positions[i]) for p, i in zip(params, rows, strict=True)]
+        return draw(probs, column(u, torch.float64))

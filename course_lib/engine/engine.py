@@ -1,23 +1,29 @@
 """The engine: requests go in, and every step brings some of them a token further."""
 
 import contextlib
+import functools
 import itertools
 import secrets
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 
 from course_lib.cache.blocks import BlockAllocator
 from course_lib.cache.prefix import HashPrefixCache, NoPrefixCache, PrefixCache
 from course_lib.cache.radix import RadixPrefixCache
-from course_lib.decode.sampler import SamplingParams
+from course_lib.decode.params import SamplingParams
+from course_lib.decode.text import Text
 from course_lib.engine.request import FinishReason, Output, Request, Status
 from course_lib.engine.runner import Runner
 from course_lib.engine.scheduler import Schedule, Scheduler
 from course_lib.engine.text import Detokenizer, TextStream
+from course_lib.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from course_lib.decode.structured import Guides
 
 PREFIX_CACHES: dict[str, Callable[[BlockAllocator, int], PrefixCache]] = {
     "hash": HashPrefixCache,
@@ -142,6 +148,7 @@ class Engine:
         seed = secrets.randbits(64) if params.seed is None else params.seed
         id = id or f"request-{next(self.names)}"
         stops = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else self.stop_ids)
+        self.refuse_unsupported(params, stops)
         family = [
             Request(
                 id=id,
@@ -155,9 +162,35 @@ class Engine:
             )
             for index in range(params.n)
         ]
+        for request in family:
+            if params.structured_outputs is not None:
+                request.guide = self.guides.guide(params.structured_outputs)
+            if params.changes_logits:
+                request.history = Text(request.params, request.tokens, sorted(stops), request.guide)
         family[0].siblings = family[1:]
         self.scheduler.refuse_impossible(family[0])
         return family
+
+    def refuse_unsupported(self, params: SamplingParams, stops: Collection[int]) -> None:
+        """Raise ValueError for parameters that this model or this engine cannot do as they say."""
+        self.runner.refuse(params)
+        if (size := getattr(self.tokenizer, "vocab_size", None)) is not None:
+            params.check_vocabulary(size)
+        if params.stop and self.tokenizer is None:
+            raise ValueError("stop needs an engine with a tokenizer; this one knows token ids only.")
+        if params.min_tokens and params.allowed_token_ids and not set(params.allowed_token_ids) - set(stops):
+            raise ValueError(
+                "allowed_token_ids are all stop tokens, and min_tokens forbids these: no token is left."
+            )
+
+    @functools.cached_property
+    def guides(self) -> "Guides":
+        """What holds answers to their form; made when the first request asks for it."""
+        from course_lib.decode.structured import Guides
+
+        if not isinstance(self.tokenizer, Tokenizer):
+            raise ValueError("structured_outputs needs an engine with a tokenizer; this one knows ids only.")
+        return Guides(self.tokenizer, sorted(self.stop_ids))
 
     def step(self) -> list[Output]:
         """Compute one step; returns what it brought to whom. Without work it does nothing."""

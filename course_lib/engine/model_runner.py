@@ -7,7 +7,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from course_lib.cache.paged import PagedCache, Step
-from course_lib.decode.sampler import Sampler, SamplingParams
+from course_lib.decode.logprobs import token_logprobs
+from course_lib.decode.params import SamplingParams
+from course_lib.decode.sampler import Sampler
+from course_lib.decode.text import Row
+from course_lib.engine.request import Request
 from course_lib.engine.runner import Batch, flatten, verified
 from course_lib.engine.scheduler import Schedule
 from course_lib.model.decoder import Decoder
@@ -19,6 +23,9 @@ class ModelRunner:
     def __init__(self, model: Decoder, num_blocks: int, block_size: int = 16):
         self.model = model
         self.cache = PagedCache(model.config, num_blocks, block_size, model.dtype, model.device)
+
+    def refuse(self, params: SamplingParams) -> None:
+        """This runner does all that `SamplingParams` can ask for."""
 
     @torch.inference_mode()
     def execute(self, schedule: Schedule) -> Float[Tensor, "rows vocab"] | None:
@@ -49,21 +56,30 @@ class ModelRunner:
         chunks = [chunk for chunk in schedule.chunks if chunk.samples]
         if logits is None or not chunks:
             return []
-        params: list[SamplingParams] = []
-        positions: list[int] = []
+        writers: list[tuple[Request, int]] = []  # of each row: whose it is, and how many drafts lie before it
         rows: list[int] = []
         first = 0
         for chunk in chunks:
             for member in (chunk.request, *chunk.request.siblings):
-                params += [member.params] * chunk.samples
-                positions += range(member.num_tokens, member.num_tokens + chunk.samples)
+                writers += [(member, ahead) for ahead in range(chunk.samples)]
                 rows += range(first, first + chunk.samples)
             first += chunk.samples
         if len(rows) > first:
             logits = logits[torch.tensor(rows, device=logits.device)]
-        tokens = iter(Sampler(params)(logits, positions).tolist())
-        return [
-            verified(chunk, list(itertools.islice(tokens, chunk.samples)))
-            for chunk in chunks
-            for _ in range(1 + len(chunk.request.siblings))
+        params = [member.params for member, _ in writers]
+        positions = [member.num_tokens + ahead for member, ahead in writers]
+        texts = [
+            None if member.history is None else Row(member.history, member.draft[:ahead])
+            for member, ahead in writers
         ]
+        chosen = Sampler(params)(logits, positions, texts).tolist()
+        told = iter(token_logprobs(logits, chosen, [p.logprobs for p in params]))
+        tokens = iter(chosen)
+        verdicts = []
+        for chunk in chunks:
+            for member in (chunk.request, *chunk.request.siblings):
+                taken = verified(chunk, list(itertools.islice(tokens, chunk.samples)))
+                logprobs = list(itertools.islice(told, chunk.samples))[: len(taken)]
+                member.logprobs += [each for each in logprobs if each]
+                verdicts.append(taken)
+        return verdicts

@@ -9,7 +9,10 @@ from course_lib.cache.blocks import BlockTable
 from course_lib.engine.text import TextStream
 
 if TYPE_CHECKING:
-    from course_lib.decode.sampler import SamplingParams
+    from course_lib.decode.logprobs import TokenLogprobs
+    from course_lib.decode.params import SamplingParams
+    from course_lib.decode.structured import Guide
+    from course_lib.decode.text import Text
 
 FinishReason = Literal["stop", "length", "cancelled", "error"]
 
@@ -28,6 +31,7 @@ class Output:
     token_ids: list[int]
     text: str
     finish_reason: FinishReason | None
+    logprobs: "list[TokenLogprobs]" = field(default_factory=list)
 
 
 @dataclass(eq=False)
@@ -49,6 +53,9 @@ class Request:
         index: which of the `n` continuations of one prompt this is.
         siblings: the others, until the prompt has been computed, which they share.
         draft: guesses for the next tokens, to be verified in the same step.
+        history: what the sampler must know of the text; None where the parameters ask for nothing of it.
+        guide: holds the answer to its form.
+        logprobs: of each chosen token, if the parameters ask for them.
     """
 
     id: str
@@ -61,6 +68,9 @@ class Request:
     index: int = 0
     siblings: list["Request"] = field(default_factory=list)
     draft: list[int] = field(default_factory=list)
+    history: "Text | None" = None
+    guide: "Guide | None" = None
+    logprobs: "list[TokenLogprobs]" = field(default_factory=list)
 
     # the scheduler's books
     status: Status = Status.WAITING
@@ -111,15 +121,20 @@ class Request:
         self.last_token_at = time.perf_counter()
         if not self.first_token_at:
             self.first_token_at = self.last_token_at
-        if token in self.stop_ids or (self.stream and self.stream.push(token)):
+        count = len(self.tokens) - self.num_prompt_tokens
+        complete = self.guide is not None and self.guide.take(token)
+        if self.guide is not None and self.guide.error:
+            self.error = self.guide.error
+            return "error"
+        stopped = self.stream is not None and self.stream.push(token, count > self.params.min_tokens)
+        if complete or stopped or token in self.stop_ids:
             return "stop"
-        if len(self.tokens) - self.num_prompt_tokens >= self.params.max_tokens:
-            return "length"
-        return None
+        return "length" if count >= self.params.max_tokens else None
 
     def emit(self) -> Output:
         """What has come since the last call."""
         text = self.text[self.told_text :]
-        output = Output(self, self.tokens[self.told_tokens :], text, self.finish_reason)
+        new = slice(self.told_tokens - self.num_prompt_tokens, len(self.tokens) - self.num_prompt_tokens)
+        output = Output(self, self.tokens[self.told_tokens :], text, self.finish_reason, self.logprobs[new])
         self.told_tokens, self.told_text = len(self.tokens), self.told_text + len(text)
         return output

@@ -2,9 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from course_lib.engine.scheduler import Chunk, Schedule
+
+if TYPE_CHECKING:
+    from course_lib.decode.params import SamplingParams
 
 
 class Runner(Protocol):
@@ -12,6 +15,10 @@ class Runner(Protocol):
 
     The engine never looks into the logits: they are the runner's own kind of array.
     """
+
+    def refuse(self, params: "SamplingParams") -> None:
+        """Raise ValueError for parameters that this runner cannot do as they say."""
+        ...
 
     def execute(self, schedule: Schedule) -> Any:
         """Copy what is to be copied, compute the scheduled tokens; returns the logits asked for."""

@@ -26,13 +26,19 @@ class TextStream:
         self.held = ""  # what may be the beginning of a stop string
         self.stopped = False
 
-    def push(self, token: int) -> bool:
-        """Take the next token; True if a stop string is complete, which ends the text."""
+    def push(self, token: int, may_stop: bool = True) -> bool:
+        """Take the next token; True if a stop string is complete, which ends the text.
+
+        Up to the last token that may not stop it, stop strings are text like any other.
+        """
         try:
             piece = self.detokenizer.push(token)
         except KeyError:  # a row of the embedding table that pads it to a round size, and has no text
             piece = ""
-        self._add(piece)
+        if may_stop:
+            self._add(piece)
+        else:
+            self.text += piece
         return self.stopped
 
     def finish(self) -> None:
