@@ -353,6 +353,25 @@ def test_the_readme_lists_every_asset():
             assert f"| `{file.path}` | {file.size:,} | `{file.sha256}` |" in page
 
 
+def test_the_readme_lists_every_model_of_the_repository():
+    page = (store.REPOSITORY / "data" / "README.md").read_text()
+    for model in assets.SHIPPED.values():
+        row = next(line for line in page.splitlines() if line.startswith(f"| `{model.name}` |"))
+        assert model.title in row
+        assert f"`{model.location}/`" in row
+        assert model.licence in row
+
+
+def test_a_model_of_the_repository_is_its_folder(monkeypatch, tmp_path):
+    folder = tmp_path / "data" / "models" / "course-1m"
+    monkeypatch.setattr(store, "REPOSITORY", tmp_path)
+    with pytest.raises(assets.AssetError, match=r"course-1m is part of the repository.*git checkout"):
+        assets.path("course-1m")
+    folder.mkdir(parents=True)
+    (folder / "model.safetensors").touch()
+    assert assets.path("course-1m") == folder
+
+
 # ruff: disable[W291]
 PLAY = r"""# A Play
 

@@ -210,7 +210,7 @@ def alone(folder: Path) -> Iterator[None]:
 FULL_TOKENS = {
     "course-1m": 12_000_000,
     "course-4m": 10_000_000,
-    "course-10m": 5_000_000,
+    "course-10m": 1075 * 4096,
     "modern-1m": 12_000_000,
     "modern-10m": 5_000_000,
 }
