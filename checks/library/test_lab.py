@@ -18,6 +18,8 @@ from course_lib.kernels.lab import (
     Report,
     Unsupported,
     build,
+    on_cuda,
+    pictures,
 )
 
 KERNELS = Path(__file__).resolve().parents[2] / "kernels_cuda"
@@ -818,3 +820,67 @@ def test_nvcc_compiles_every_source(source: Path, chip: str, tmp_path: Path) -> 
     command = ["nvcc", f"-arch={chip}", "-cubin", "-o", str(tmp_path / "kernel.cubin"), str(source)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+# real hardware: what can be told without it
+
+
+def test_a_backend_that_is_not_there_says_so(taking: Module) -> None:
+    if on_cuda.driver() is None:
+        with pytest.raises(LaunchError, match="no NVIDIA GPU"):
+            taking.launch("doubles", 1, 4, zeros(4), zeros(4), backend="cuda")
+        assert taking.launch("doubles", 1, 4, zeros(4), zeros(4), backend="auto").ran == "kernel lab"
+    with pytest.raises(LaunchError, match="does not run on the backend 'metal'"):
+        taking.launch("doubles", 1, 4, zeros(4), zeros(4), backend="metal")
+
+
+@pytest.mark.skipif(
+    on_cuda.nvrtc() is None and shutil.which("nvcc") is None, reason="there is no CUDA compiler"
+)
+def test_a_gpu_gets_the_same_source_compiled() -> None:
+    source = "template <int N> __global__ void k(float* a) {\n    a[threadIdx.x] = N;\n}\n"
+    code, name = on_cuda.compile_cubin(source, "k.cu", "k<16>", "sm_90")
+    assert code[:4] == b"\x7fELF" and name == "_Z1kILi16EEvPf"
+    with pytest.raises(CompileError, match='line 2: identifier "N" is undefined'):
+        on_cuda.compile_cubin(source.replace("template <int N> ", ""), "k.cu", "k", "sm_90")
+
+
+# pictures
+
+
+def test_a_trace_holds_what_one_warp_touched() -> None:
+    module = Module(KERNELS / "transpose.cu")
+    x = np.arange(64 * 64, dtype=np.float32)
+    arguments = (x.reshape(64, 64), zeros(64, 64), 64, 64)
+    report = module.launch("transpose_naive", (2, 2), (32, 8), *arguments, trace=((1, 0), 2))
+    reads = pictures.accesses(report, "in")
+    assert len(reads) == 4  # this warp's four rows of the tile: 2, 10, 18, 26
+    for turn, group in enumerate(reads):
+        assert group[:, 0].tolist() == list(range(32))
+        assert group[:, 1].tolist() == [4 * (64 * (2 + 8 * turn) + 32 + lane) for lane in range(32)]
+    writes = pictures.accesses(report, "out", kind="write")
+    assert (np.diff(writes[0][:, 1]) == 4 * 64).all()
+    with pytest.raises(ValueError, match="no write of 'in'"):
+        pictures.accesses(report, "in", kind="write")
+
+
+def test_pictures_say_what_the_counts_say() -> None:
+    plt = pytest.importorskip("matplotlib.pyplot")
+    module = Module(KERNELS / "transpose.cu")
+    report = module.launch("transpose_tiled", 1, (32, 8), zeros(32, 32), zeros(32, 32), 32, 32, trace=(0, 0))
+    titles = []
+    for draw in (
+        lambda ax: pictures.access_map(ax, report, "in"),
+        lambda ax: pictures.bank_map(ax, report, "tile"),
+        lambda ax: pictures.traffic_by_line(ax, report),
+        lambda ax: pictures.waves(ax, report, 4),
+    ):
+        fig, ax = plt.subplots()
+        titles.append(draw(ax).get_title())
+        plt.close(fig)
+    assert titles == [
+        "4 sectors for 128 bytes",
+        "tile: 128 passes for 4 requests",
+        "256 sectors, 256 needed",
+        "1 waves, 25% full",
+    ]

@@ -110,13 +110,14 @@ _ALIGN = re.compile(r"\b(?:__align__|alignas)\s*\(\s*([^()]*(?:\([^()]*\))?[^()]
 
 @dataclass(frozen=True)
 class Kernel:
-    """A kernel as its source names it. `attributes` holds Metal's [[…]] by parameter, empty for CUDA."""
+    """A kernel as its source names it. `buffers` holds the numbers of Metal's [[buffer(i)]], empty for
+    CUDA."""
 
     name: str
     line: int
     parameters: tuple[str, ...]
     template: bool = False
-    attributes: tuple[str, ...] = ()
+    buffers: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -129,7 +129,9 @@ def _parameter(text: str, label: str, line: int) -> _Parameter:
 def _launcher(name: str, parameters: list[_Parameter], line: int) -> tuple[Kernel, str]:
     """The function that Python launches: the buffers in the order of their numbers."""
     passed = [p for p in parameters if p.kind in ("pointer", "reference", "value")]
-    order = sorted(range(len(passed)), key=lambda i: (passed[i].index if passed[i].index >= 0 else i, i))
+    # Without a number of its own a buffer gets that of its place.
+    numbers = [p.index if p.index >= 0 else i for i, p in enumerate(passed)]
+    order = sorted(range(len(passed)), key=lambda i: (numbers[i], i))
     passed = [passed[i] for i in order]
     calls = {
         "pointer": lambda p: p.name,
@@ -140,7 +142,7 @@ def _launcher(name: str, parameters: list[_Parameter], line: int) -> tuple[Kerne
     }
     head = ", ".join(f"{p.type} {p.name}" for p in passed)
     body = ", ".join(calls[p.kind](p) for p in parameters)
-    kernel = Kernel(name, line, tuple(p.name for p in passed))
+    kernel = Kernel(name, line, tuple(p.name for p in passed), buffers=tuple(sorted(numbers)))
     return kernel, f"static void lab_kernel_{name}({head}) {{ {name}({body}); }}"
 
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from course_lib.kernels.lab import arguments, build, cuda, metal, native
+from course_lib.kernels.lab import arguments, build, cuda, metal, native, on_cuda, on_metal
 from course_lib.kernels.lab.chips import DEFAULT, Chip, chip_of
 from course_lib.kernels.lab.errors import LaunchError
 from course_lib.kernels.lab.findings import finding
@@ -18,6 +18,7 @@ Language = Literal["cuda", "metal"]
 Level = Literal["off", "bounds", "counts", "races"]
 Order = Literal["forward", "reversed", "shuffled"]
 Size = int | Sequence[int]
+Backend = Literal["lab", "cuda", "metal", "auto"]
 
 TRACE = np.dtype(
     [
@@ -120,6 +121,7 @@ class Module:
         check: bool = True,
         time_limit: float = 10.0,
         trace: tuple[Size, int] | None = None,
+        backend: Backend = "lab",
     ) -> Report:
         """Run a kernel; its arrays are changed in place.
 
@@ -140,6 +142,9 @@ class Module:
         check: raise KernelFault if there are findings; otherwise they are in the report.
         time_limit: seconds after which the kernel is stopped.
         trace: (block, warp) whose accesses are kept in `report.trace`.
+        backend: "lab" counts and checks on the CPU; "cuda" and "metal" run the same source on this machine's
+        GPU, where
+            nothing is counted; "auto" takes the GPU where there is one. `report.ran` says which it was.
 
         Raises LaunchError for arguments that don't fit, KernelFault for what the kernel does wrong. When it
         stopped early its arrays are left as they were.
@@ -163,6 +168,11 @@ class Module:
         _check_shape(kernel, shape, size, sum(lengths), limits)
         parameters = library.parameters(number)
         packed = arguments.pack(kernel, built.kernels[number].parameters, parameters, args)
+        where = _backend(backend, self.language)
+        if where != "lab":
+            return self._on_gpu(
+                kernel, shape, size, total, packed, parameters, built.kernels[number], lengths
+            )
         blocks = shape[0] * shape[1] * shape[2]
         sequence = _order(order, seed, blocks)
 
@@ -197,6 +207,27 @@ class Module:
         if check and report.findings:
             raise KernelFault(_summary(report.findings), report)
         return report
+
+    def _on_gpu(
+        self,
+        kernel: str,
+        grid: tuple[int, int, int],
+        block: tuple[int, int, int],
+        threads: tuple[int, int, int] | None,
+        packed: arguments.Packed,
+        parameters: list[native.Parameter],
+        text: cuda.Kernel,
+        lengths: list[int],
+    ) -> Report:
+        if self.language == "cuda":
+            name, seconds = on_cuda.launch(self.source, self.label, kernel, grid, block, packed, sum(lengths))
+        else:
+            sizes = [0 if p.pointer else p.size for p in parameters]
+            name, seconds = on_metal.launch(
+                self.source, self.label, kernel, text.buffers, grid, block, threads, packed, sizes, lengths
+            )
+        self._ran_on.add(name)
+        return Report(kernel, self.label, name, "off", grid, block, seconds, source=self.source)
 
     def _read(
         self,
@@ -265,12 +296,25 @@ class Module:
             order=sequence,
             trace=trace,
             source=self.source,
+            names=dict(enumerate(names)) | {native.SHARED_OBJECT + i: a.name for i, a in enumerate(shared)},
         )
 
 
 @functools.lru_cache(maxsize=256)
 def _library(path: Path) -> native.Library:
     return native.Library(path)
+
+
+def _backend(backend: str, language: str) -> str:
+    """The backend that will run: "lab", or the language's GPU."""
+    if backend not in ("lab", "cuda", "metal", "auto"):
+        raise ValueError(f"backend is {backend!r}; it is 'lab', 'cuda', 'metal' or 'auto'")
+    if backend in ("cuda", "metal") and backend != language:
+        raise LaunchError(f"a source in {language} does not run on the backend {backend!r}.")
+    if backend == "auto":
+        here = on_cuda.driver() if language == "cuda" else on_metal.objects()
+        return language if here is not None else "lab"
+    return backend
 
 
 def _is_path(source: str) -> bool:

@@ -153,6 +153,7 @@ class Report:
     order: np.ndarray = field(default_factory=lambda: np.zeros(0, np.uint32))
     trace: np.ndarray | None = None
     source: str = ""
+    names: dict[int, str] = field(default_factory=dict)  # of the objects in `trace`
 
     @property
     def ok(self) -> bool:
@@ -211,6 +212,10 @@ class Report:
     def shared_bytes(self) -> int:
         """Bytes of shared memory that a block uses."""
         return sum(a.size for a in self.shared)
+
+    def variable_of(self, number: int) -> str:
+        """The name of the buffer or shared array that has this number in `trace`."""
+        return self.names.get(number, "")
 
     @property
     def variables(self) -> tuple[str, ...]:
