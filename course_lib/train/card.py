@@ -56,7 +56,7 @@ saves it. The tokenizer is byte-level BPE, trained on the training split alone.
 |---|---|
 {table}
 
-Made by `{command}`; everything else is in `training.json`.{" License of the weights: MIT." if shipped else ""}
+Made by `{command}`; the rest is in `training.json`.{" License of the weights: MIT." if shipped else ""}
 
 ## The curve
 
