@@ -19,12 +19,14 @@ from course_lib.model.errors import CheckpointError
 from course_lib.model.numpy_gpt import (
     GPT,
     GPTConfig,
+    StoredTensor,
     block,
     count_parameters,
     gpt_forward,
     load_gpt2,
     read_safetensors,
     tensor_shapes,
+    write_safetensors,
 )
 
 # layers, heads, width, positions, vocabulary: nothing is a multiple of anything, one head, one layer.
@@ -203,6 +205,24 @@ def test_names_and_order_of_bytes_agree_with_the_safetensors_library(folder: Pat
         assert tensor.dtype == "F32"
         assert tensor.shape == tuple(theirs[name].shape)
         assert tensor.data.tobytes() == theirs[name].numpy().tobytes()
+
+
+@pytest.mark.parametrize("dtype", ["F32", "F16", "BF16"])
+def test_what_we_write_the_safetensors_library_reads(tmp_path: Path, dtype: str) -> None:
+    rng = np.random.default_rng(0)
+    values = {"a": rng.normal(size=(3, 5)), "b.weight": rng.normal(size=7), "empty": np.zeros((0, 2))}
+    tensors = {name: StoredTensor.of(v.astype(np.float32), dtype) for name, v in values.items()}
+    write_safetensors(tmp_path / "x.safetensors", tensors)
+    theirs = load_file(tmp_path / "x.safetensors")
+    names = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+    for name, v in values.items():
+        want = torch.from_numpy(v.astype(np.float32)).to(names[dtype])
+        assert theirs[name].dtype == names[dtype]
+        assert torch.equal(theirs[name], want)
+    ours = read_safetensors(tmp_path / "x.safetensors")
+    assert {n: (t.dtype, t.shape, t.data.tobytes()) for n, t in ours.items()} == {
+        n: (t.dtype, t.shape, t.data.tobytes()) for n, t in tensors.items()
+    }
 
 
 @given(

@@ -12,7 +12,7 @@ from course_lib.parts import exercise
 
 @exercise(day=7)
 def keep_top_p(probs: Float[np.ndarray, "... vocab"], p: float) -> Float[np.ndarray, "... vocab"]:
-    """Keep each row's smallest set of most probable tokens that holds at least a share p of its sum.
+    """Keep each row's fewest most probable tokens that hold at least a share p of its sum.
 
     Args:
         probs: none negative, any leading axes; rows need not sum to 1.
@@ -73,7 +73,7 @@ def sample(
         raise ValueError(f"{temperature=}, {top_k=}, {top_p=}, {min_p=}: one is out of its range")
     best = logits.max(axis=-1, keepdims=True)  # NaN if one of the row is
     if not np.isfinite(best).all():
-        raise ValueError(f"the largest logits are {best.ravel()[:5]}: there is nothing to choose by")
+        raise ValueError(f"the largest logits are {best.ravel()[:5]}: nothing to choose by")
     if temperature == 0:
         return logits.argmax(axis=-1)
     # Subtracted before the division: a tiny temperature then gives -inf, and never inf - inf.

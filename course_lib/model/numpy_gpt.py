@@ -17,6 +17,7 @@ from jaxtyping import Float, Int
 from course_lib.model.attention import causal_mask, multi_head_attention
 from course_lib.model.errors import CheckpointError
 from course_lib.nn import gelu, layer_norm, linear
+from course_lib.numerics import round_to_bfloat16
 from course_lib.parts import exercise
 
 Weights = Mapping[str, np.ndarray]
@@ -132,7 +133,11 @@ def count_parameters(config: GPTConfig) -> dict[str, int]:
 
 
 @exercise(day=7)
-def block(x: Float[np.ndarray, "... t c"], weights: Weights, heads: int) -> Float[np.ndarray, "... t c"]:
+def block(
+    x: Float[np.ndarray, "... t c"],
+    weights: Weights,
+    heads: int,
+) -> Float[np.ndarray, "... t c"]:
     """One transformer block: tokens meet in attention, then each is worked on alone by the MLP.
 
     Both read the residual stream through a LayerNorm, and add what they found to it.
@@ -156,8 +161,8 @@ def block(x: Float[np.ndarray, "... t c"], weights: Weights, heads: int) -> Floa
     x = x + linear(mixed, weights["attn.c_proj.weight"], weights["attn.c_proj.bias"])
 
     seen = layer_norm(x, weights["ln_2.weight"], weights["ln_2.bias"])
-    hidden = gelu(linear(seen, weights["mlp.c_fc.weight"], weights["mlp.c_fc.bias"]))  # (..., t, 4c)
-    return x + linear(hidden, weights["mlp.c_proj.weight"], weights["mlp.c_proj.bias"])
+    wide = linear(seen, weights["mlp.c_fc.weight"], weights["mlp.c_fc.bias"])  # (..., t, 4c)
+    return x + linear(gelu(wide), weights["mlp.c_proj.weight"], weights["mlp.c_proj.bias"])
 
 
 @exercise(day=7)
@@ -196,6 +201,15 @@ class StoredTensor:
     dtype: str
     shape: tuple[int, ...]
     data: np.ndarray  # uint8, one axis
+
+    @classmethod
+    def of(cls, values: Float[np.ndarray, "..."], dtype: str = "F32") -> "StoredTensor":
+        """Numbers as they are stored in "F32", "F16" or "BF16", rounded to the nearest."""
+        if dtype == "BF16":  # the upper halves of the float32 numbers
+            stored = (round_to_bfloat16(values).view(np.uint32) >> 16).astype(np.uint16)
+        else:
+            stored = values.astype({"F32": np.float32, "F16": np.float16}[dtype])
+        return cls(dtype, values.shape, np.frombuffer(stored.tobytes(), dtype=np.uint8))
 
 
 def read_safetensors(path: str | Path) -> dict[str, StoredTensor]:
@@ -240,6 +254,20 @@ def read_safetensors(path: str | Path) -> dict[str, StoredTensor]:
     }
 
 
+def write_safetensors(path: str | Path, tensors: Mapping[str, StoredTensor]) -> None:
+    """Write a file that `read_safetensors` and every other reader of the format understands."""
+    header: dict[str, Any] = {}
+    position = 0
+    for name, tensor in tensors.items():
+        end = position + len(tensor.data)
+        header[name] = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": [position, end]}
+        position = end
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)  # the numbers then begin at a multiple of eight
+    data = b"".join(tensor.data.tobytes() for tensor in tensors.values())
+    Path(path).write_bytes(len(text).to_bytes(8, "little") + text + data)
+
+
 @exercise(day=7)
 def load_gpt2(folder: str | Path) -> GPT:
     """Load a GPT-2 from a folder with `config.json` and `model.safetensors`, as float32.
@@ -267,9 +295,10 @@ def load_gpt2(folder: str | Path) -> GPT:
         if name.endswith((".attn.bias", ".attn.masked_bias")) or name == "lm_head.weight":
             continue
         if name not in wanted:
-            raise CheckpointError(f"{stored_name} has no place in a GPT-2 of {config.n_layer} layers")
+            raise CheckpointError(f"{stored_name} has no place in this model: see tensor_shapes")
         if tensor.shape != wanted[name]:
-            raise CheckpointError(f"{stored_name} has shape {tensor.shape}, expected {wanted[name]}")
+            shape = wanted[name]
+            raise CheckpointError(f"{stored_name} has shape {tensor.shape}, expected {shape}")
         if tensor.dtype == "BF16":
             # The upper half of a float32, so 16 zero bits below make it one.
             bits = tensor.data.view(np.uint16).astype(np.uint32) << 16
