@@ -65,8 +65,8 @@ def test_a_student_comes_to_think_as_its_teacher(loader):
 
     @torch.no_grad()
     def divergence() -> float:
-        opinions = [model(prompts).log_softmax(-1).flatten(0, 1) for model in (student, teacher)]
-        return F.kl_div(*opinions, log_target=True, reduction="batchmean").item()
+        mine, theirs = (model(prompts).log_softmax(-1).flatten(0, 1) for model in (student, teacher))
+        return F.kl_div(mine, theirs, log_target=True, reduction="batchmean").item()
 
     before = divergence()
     for _ in range(150):
