@@ -4,10 +4,14 @@ import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+if TYPE_CHECKING:  # a run in a terminal needs no matplotlib
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 Record = dict[str, Any]
 Report = Callable[[Record], None]
@@ -81,14 +85,6 @@ class TensorBoard:
                 self.writer.add_scalar(name, value, record["step"])
 
 
-class Axes(Protocol):
-    def clear(self) -> None: ...
-    def plot(self, *args: Any, **kwargs: Any) -> Any: ...
-    def set_xlabel(self, label: str) -> Any: ...
-    def set_ylabel(self, label: str) -> Any: ...
-    def legend(self, *args: Any, **kwargs: Any) -> Any: ...
-
-
 class LiveCurve:
     """The loss of a run in a notebook, drawn again while it falls.
 
@@ -97,7 +93,11 @@ class LiveCurve:
     """
 
     def __init__(
-        self, figure: Any, axes: Axes, every: int = 10, beside: dict[str, Sequence[Record]] | None = None
+        self,
+        figure: "Figure",
+        axes: "Axes",
+        every: int = 10,
+        beside: dict[str, Sequence[Record]] | None = None,
     ) -> None:
         from IPython.display import display
 
@@ -122,7 +122,7 @@ class LiveCurve:
             self.handle.update(self.figure)
 
 
-def curve(axes: Axes, records: Sequence[Record], **style: Any) -> None:
+def curve(axes: "Axes", records: Sequence[Record], **style: Any) -> None:
     """Plot the loss, smoothed over the last twentieth of the steps so far, as the eye would."""
     points, mean = [], math.nan
     for record in records:
