@@ -10,6 +10,7 @@ __all__ = ["generate", "keep_top_p", "sample"]
 __getattr__ = lazy_exports(
     __name__,
     {
+        "course_lib.decode.beam": ["Beam", "CachedBeams", "beam_search"],
         "course_lib.decode.params": ["SamplingParams", "StructuredOutputsParams"],
         "course_lib.decode.sampler": ["Sampler"],
         "course_lib.decode.loop": ["generate_cached", "generate_uncached"],

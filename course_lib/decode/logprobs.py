@@ -28,7 +28,7 @@ def token_logprobs(
     wanted = logits if len(rows) == len(tokens) else logits[rows]
     logprobs = torch.log_softmax(wanted.float(), dim=-1)
     chosen = logprobs[range(len(rows)), [tokens[i] for i in rows]].tolist()
-    best = logprobs.topk(max(numbers[i] or 0 for i in rows), dim=-1)
+    best = logprobs.topk(min(max(numbers[i] or 0 for i in rows), logprobs.shape[-1]), dim=-1)
     values, indices = best.values.tolist(), best.indices.tolist()
     for at, i in enumerate(rows):
         top = list(zip(indices[at], values[at], strict=True))[: numbers[i]]
