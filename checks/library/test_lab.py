@@ -655,7 +655,7 @@ def test_kernels_are_found_by_name(counted: Module) -> None:
     [
         ("__global__ void k(float* a) {\n    a[0] = nothing;\n}", 2, "nothing"),
         ("__global__ void k(float* a) {\n    a[0] = 1\n}", 2, "';'"),
-        ("#include <cuda_runtime.h>\n__global__ void k(float* a) {\n    a[0] = __shared__;\n}", 3, "__shared__"),  # noqa: E501
+        ("#include <cuda_runtime.h>\n__global__ void k(float* a) {\n    a[0] = __shared__;\n}", 3, "shared declaration"),  # noqa: E501
         ("void f() {}", 0, "no __global__ function"),
         ("__global__ void k(float* a) {\n    __shared__ float s = 1;\n}", 2, "initial value"),
     ],

@@ -393,14 +393,23 @@ void check_cell(Cell& c, bool in_shared, u32 line, u32 kind, u32 size, u32 objec
     c.write = now;
 }
 
+void* room(u64 bytes);
+
+// Few kernels touch single bytes; four times the room of the words is taken when one does.
+Cell* byte_cells(bool in_shared) {
+    u64 span = in_shared ? SHARED_SPAN : global_span;
+    return (Cell*)room((span + 4) * sizeof(Cell));
+}
+
 void check_race(bool in_shared, u64 offset, u32 line, u32 kind, u32 size, u32 object, u64 within) {
     Cell* cells = in_shared ? shared_cells : global_cells;
-    Cell* bytes = in_shared ? shared_bytes : global_bytes;
+    Cell*& bytes = in_shared ? shared_bytes : global_bytes;
     u8* split = in_shared ? shared_split : global_split;
     for (u64 at = offset, end = offset + size; at < end;) {
         u64 word = at >> 2;
         bool whole = !(at & 3) && end - at >= 4;
         if (!split[word] && !whole) {
+            if (!bytes) bytes = byte_cells(in_shared);
             split[word] = 1;
             for (u32 i = 0; i < 4; ++i) bytes[word * 4 + i] = cells[word];
         }
@@ -794,8 +803,6 @@ void run() {
         u64 words = (global_span + 3) / 4 + 1, shared_words = SHARED_SPAN / 4;
         global_cells = (Cell*)room(words * sizeof(Cell));
         shared_cells = (Cell*)room(shared_words * sizeof(Cell));
-        global_bytes = (Cell*)room(words * 4 * sizeof(Cell));
-        shared_bytes = (Cell*)room(shared_words * 4 * sizeof(Cell));
         global_split = (u8*)room(words);
         shared_split = (u8*)room(shared_words);
     }
