@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -203,22 +204,23 @@ def test_a_loss_that_diverges_stops_the_run_and_keeps_what_was_good(shards, tmp_
     assert all(torch.isfinite(weight).all() for weight in weights(again[0]).values())
 
 
-def test_a_full_disk_stops_the_run_and_keeps_the_checkpoint_before(shards, tmp_path, monkeypatch):
-    from course_lib.train import checkpoint
+def test_a_disk_that_takes_no_more_stops_the_run_and_keeps_the_checkpoint_before(shards, tmp_path):
+    """The system itself refuses to write: files may have no more than a thousand bytes from step 7 on."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
 
-    save = torch.save
+    def fill(record):
+        if record["step"] == 7:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
 
-    def full(state, file):
-        if state["step"] == 10:
-            file.write(b"x" * 100)
-            raise OSError(28, "No space left on device")
-        save(state, file)
-
-    monkeypatch.setattr(checkpoint.torch, "save", full)
     model, optimizer, loader, held_out = parts(shards)
-    with pytest.raises(OSError, match="No space left"):
-        fit(model, optimizer, loader, RECIPE, held_out, tmp_path)
+    try:
+        with pytest.raises(OSError):
+            fit(model, optimizer, loader, RECIPE, held_out, tmp_path, fill)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert sorted(path.name for path in tmp_path.glob("step*")) == ["step_00000005.pt"], "and no half file"
+    again = parts(shards)
+    assert len(fit(*again[:3], RECIPE, again[3], tmp_path)) == 24
 
 
 @pytest.mark.parametrize("where", ["head", "middle", "end", "truncated", "empty"])

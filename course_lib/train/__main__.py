@@ -89,8 +89,20 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\nStopped. The same command goes on from the last checkpoint.", file=sys.stderr)
         return 130
-    except (TrainingStopped, CheckpointError, ShardError, AssetError, OSError, ValueError) as problem:
-        print(f"{problem}", file=sys.stderr)
+    except (
+        FileNotFoundError,
+        TrainingStopped,
+        CheckpointError,
+        ShardError,
+        AssetError,
+        ValueError,
+    ) as problem:
+        print(problem, file=sys.stderr)
+        return 1
+    except OSError as problem:
+        print(
+            f"{problem}. The last checkpoint is kept; mend this, and give the same command.", file=sys.stderr
+        )
         return 1
     if facts:
         mine = put_as_mine(folder / "model", given.runs / "mine")

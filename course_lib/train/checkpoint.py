@@ -1,5 +1,6 @@
 """The state of a run on disk, so that a run can be killed at any moment."""
 
+import io
 import os
 import pickle
 import re
@@ -45,11 +46,13 @@ def save_checkpoint(
         "step": step,
         "history": history,
     }
+    content = io.BytesIO()  # torch.save into a file would hide a full disk behind an error of its own
+    torch.save(state, content)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
     try:
         with part.open("wb") as file:
-            torch.save(state, file)
+            file.write(content.getbuffer())
             file.flush()
             os.fsync(file.fileno())  # the bytes must be on the disk before the name is
         part.replace(path)  # one step for the file system: never half a file under the name
