@@ -46,7 +46,8 @@ def save_checkpoint(
         "step": step,
         "history": history,
     }
-    content = io.BytesIO()  # torch.save into a file would hide a full disk behind an error of its own
+    # torch.save into a file would hide a full disk behind an error of its own.
+    content = io.BytesIO()
     torch.save(state, content)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
