@@ -1,12 +1,14 @@
 """The seam: Day 7's model in NumPy under the same scheduler serves the same requests."""
 
 import random
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
 import pytest
 
-from course_lib.decode.sampler import SamplingParams
+from course_lib.decode.params import SamplingParams
 from course_lib.engine.engine import Engine, EngineConfig
 from course_lib.engine.numpy_runner import NumpyRunner
 from course_lib.model.numpy_gpt import GPT, GPTConfig, gpt_forward, tensor_shapes
@@ -88,8 +90,30 @@ def test_torch_and_numpy_write_the_same(model, tmp_path):
 
 def test_promise_7_what_it_cannot_do_it_refuses(model):
     runner = NumpyRunner(model, 4)
-    runner.refuse(SamplingParams(temperature=0.5, top_k=3, seed=1, n=2, stop="x", max_tokens=5))
+    runner.refuse(SamplingParams(temperature=0.5, top_k=3, seed=1, n=2, stop=("x",), max_tokens=5))
     options: dict[str, Any] = {"repetition_penalty": 2.0, "logprobs": 1, "min_tokens": 2}
     for name in (name for name in options if name in SamplingParams.__dataclass_fields__):
         with pytest.raises(ValueError, match=f"{name} is not supported by the NumPy runner"):
             runner.refuse(SamplingParams(**{name: options[name]}))
+
+
+def test_it_needs_no_torch():
+    """Engine, scheduler and this runner serve, and nobody has loaded torch."""
+    script = """
+import sys
+import numpy as np
+from course_lib.decode.params import SamplingParams
+from course_lib.engine.engine import Engine, EngineConfig
+from course_lib.engine.numpy_runner import NumpyRunner
+from course_lib.model.numpy_gpt import GPT, GPTConfig, tensor_shapes
+config = GPTConfig(vocab_size=11, n_positions=32, n_embd=8, n_layer=1, n_head=2)
+rng = np.random.default_rng(0)
+model = GPT(config, {n: rng.normal(size=s).astype(np.float32) for n, s in tensor_shapes(config).items()})
+engine = Engine(NumpyRunner(model, 8, 4), 8, EngineConfig(block_size=4), max_model_len=32)
+(request,) = engine.add([1, 2, 3], SamplingParams(temperature=0.5, max_tokens=5))
+while engine.has_work:
+    engine.step()
+print(len(request.output_ids), "torch" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert done.stdout == "5 False\n", done.stderr

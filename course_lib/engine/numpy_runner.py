@@ -2,21 +2,19 @@
 
 from collections.abc import Sequence
 from dataclasses import fields
-from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Float, Int
 
 from course_lib.decode.numpy_sample import sample
+from course_lib.decode.params import SamplingParams
+from course_lib.decode.randomness import uniform
 from course_lib.engine.runner import Batch, flatten, verified
 from course_lib.engine.scheduler import Schedule
 from course_lib.kernels.paged import paged_attention
 from course_lib.model.numpy_gpt import GPT
 from course_lib.nn import gelu, layer_norm, linear
 from course_lib.tensors import split_heads
-
-if TYPE_CHECKING:
-    from course_lib.decode.sampler import SamplingParams
 
 # What Day 7's sampler takes, and what the engine does by itself.
 SUPPORTED = ("temperature", "top_k", "top_p", "min_p", "seed")
@@ -33,7 +31,7 @@ class NumpyRunner:
         shape = (config.n_layer, num_blocks, block_size, config.n_head, width)
         self.keys, self.values = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
 
-    def refuse(self, params: "SamplingParams") -> None:
+    def refuse(self, params: SamplingParams) -> None:
         """Raise ValueError for what Day 7's sampler does not do."""
         for field in fields(params):
             if field.name not in SUPPORTED + BY_THE_ENGINE and getattr(params, field.name) != field.default:
@@ -95,13 +93,11 @@ class NumpyRunner:
         return chosen
 
     def choose(
-        self, logits: Float[np.ndarray, "rows vocab"], params: "SamplingParams", position: int
+        self, logits: Float[np.ndarray, "rows vocab"], params: SamplingParams, position: int
     ) -> Sequence[int]:
         """Tokens for a request's places from `position` on, one a row."""
         if params.greedy:
             return logits.argmax(axis=-1).tolist()
-        from course_lib.decode.sampler import uniform
-
         draws = [uniform(params.seed or 0, position + ahead) for ahead in range(len(logits))]
         return sample(
             logits, np.array(draws), params.temperature, params.top_k, params.top_p, params.min_p
