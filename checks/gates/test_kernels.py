@@ -1,12 +1,15 @@
 """Kernel exercises: the same gates as for Python, on a lesson with one kernel and one repair."""
 
+import io
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import nbformat
 import pytest
+from rich.console import Console
 
-from course_lib.classroom import checking, kernels, prove, sources
+from course_lib.classroom import build, checking, grade, kernels, prove, scoreboard, sources
 from course_lib.classroom.lesson import Lesson, LessonError, load_lesson
 from course_lib.classroom.sandbox import Sandbox
 
@@ -187,3 +190,49 @@ def test_what_a_lesson_may_not_say(tmp_path: Path, info: str, says: str) -> None
     path.write_text(LESSON.split("```cuda")[0] + f"```{info}\n```\n", encoding="utf-8")
     with pytest.raises(LessonError, match=says):
         load_lesson(path)
+
+
+@pytest.fixture(scope="module")
+def notebooks(lesson: Lesson, sandbox: Sandbox) -> Path:
+    """The lesson's three notebooks, written; the solved one executed."""
+    learner, solved = build._learner_and_solved(lesson)
+    checks = build._checks(lesson)
+    made = {"days/day_17_kernels/lesson.ipynb": build._notebook(lesson, learner)}
+    made["solutions/day_17_kernels/lesson.ipynb"] = build._notebook(lesson, solved)
+    made["checks/day_17.ipynb"] = build._notebook(lesson, checks)
+    build._execute(lesson, made["solutions/day_17_kernels/lesson.ipynb"], solved)
+    build._golden_outputs(lesson, made["checks/day_17.ipynb"], checks)
+    root = lesson.path.parents[2]
+    for name, notebook in made.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(nbformat.writes(notebook), encoding="utf-8")
+    return root
+
+
+def test_running_the_cell_checks_it_and_shows_the_report(notebooks: Path) -> None:
+    solved = nbformat.read(notebooks / "solutions/day_17_kernels/lesson.ipynb", as_version=4)
+    (cell,) = [c for c in solved.cells if c.id == build.slug(ADD)]
+    said = "".join(o.text for o in cell.outputs)
+    assert cell.source.startswith(f"%%cuda {ADD}")
+    assert f"passed in the kernel lab  {ADD}: all 2 checks" in said and "sectors" in said
+
+
+def test_a_day_is_graded_from_the_learners_notebook(notebooks: Path) -> None:
+    path = notebooks / "days/day_17_kernels/lesson.ipynb"
+    untouched = grade.grade_day(17, path, keep=False)
+    assert [e.status for e in untouched.exercises] == ["not attempted", "not attempted"]
+    notebook = nbformat.read(path, as_version=4)
+    lesson = load_lesson(17)
+    for cell in notebook.cells:
+        if cell.id == build.slug(ADD):
+            cell.source = sources.solved_source(lesson.exercises[ADD])
+        if cell.id == build.slug(SUM):
+            cell.source = cell.source.replace("out, partial[0]", "out, 2 * partial[0]")
+    nbformat.write(notebook, path)
+    report = grade.grade_day(17, path, keep=False)
+    assert [e.status for e in report.exercises] == ["passed", "failed"]
+    assert report.exercises[0].reason == "in the kernel lab"
+    text = io.StringIO()
+    scoreboard.show(report, Console(file=text, width=80))
+    assert "passed in the kernel lab" in " ".join(text.getvalue().split())
+    assert "race on byte" in report.exercises[1].reason

@@ -83,6 +83,7 @@ def _line(exercise: ExerciseReport, ascii_only: bool) -> RenderableType:
     # What is still to do has its planned minutes, what was run the seconds its checks took.
     took = f"{exercise.seconds:.1f} s" if exercise.status in (PASSED, FAILED) else f"{exercise.minutes} min"
     sign = _SIGNS[exercise.status][ascii_only]
+    place = f"passed {exercise.reason}" if exercise.status == PASSED and exercise.reason else ""
     row.add_row(
         Text(sign, style),
         Text(label, "dim"),
@@ -90,6 +91,8 @@ def _line(exercise: ExerciseReport, ascii_only: bool) -> RenderableType:
         Text(exercise.status, style),
         Text(took, "dim"),
     )
+    if place:  # of a kernel: on what it ran
+        row.add_row("", "", Text(place, "dim"), "", "")
     return row
 
 
