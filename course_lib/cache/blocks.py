@@ -58,9 +58,9 @@ class FreeList:
 class BlockAllocator:
     """Hands out the blocks 0 to total - 1, counts who uses each, and remembers what full ones hold.
 
-    A block is *referenced* by one or more users; or *cached*: nobody uses it, but it has a key that says
-    whose keys and values it still holds, so `lookup` can find it; or *free*. Cached blocks may be
-    overwritten too, the least recently used first, but only when no free one is left. So
+    A block is *referenced* by one or more users; or *cached*: nobody uses it, but it has a key that
+    says whose keys and values it still holds, so `lookup` can find it; or *free*. Cached blocks may
+    be overwritten, too, the least recently used first, but only when no free one is left. So
     free + referenced + cached = total, always.
     """
 
@@ -69,7 +69,7 @@ class BlockAllocator:
         self.references = [0] * total
         self.keys: list[Hashable | None] = [None] * total  # what a full block holds; None: not full
         self.holder: dict[Hashable, int] = {}  # key -> the block that `lookup` finds
-        self.unused = FreeList(total)  # the free ones, then the cached ones, least recently used first
+        self.unused = FreeList(total)  # the free ones, then the cached ones, longest unused first
 
     @property
     def available(self) -> int:
@@ -77,7 +77,7 @@ class BlockAllocator:
         return len(self.unused)
 
     def allocate(self) -> int | None:
-        """A block of its own for one user, its old content forgotten; None if all are referenced."""
+        """A block for one user alone, its old content forgotten; None if all are referenced."""
         if not self.unused:
             return None
         block = self.unused.first()
@@ -127,9 +127,14 @@ class BlockAllocator:
 
 @exercise(day=24)
 class BlockTable:
-    """Where one request's keys and values lie: blocks[i] has those of its tokens i*size to (i+1)*size - 1."""
+    """Where a request's keys and values lie: blocks[i] has tokens i*size to (i+1)*size - 1."""
 
-    def __init__(self, allocator: BlockAllocator, block_size: int, blocks: Sequence[int] = ()) -> None:
+    def __init__(
+        self,
+        allocator: BlockAllocator,
+        block_size: int,
+        blocks: Sequence[int] = (),
+    ) -> None:
         """`blocks` are already counted as this request's own or shared ones."""
         self.allocator = allocator
         self.block_size = block_size
@@ -140,7 +145,7 @@ class BlockTable:
         return max(0, -(-tokens // self.block_size) - len(self.blocks))
 
     def grow(self, tokens: int) -> bool:
-        """Take blocks until there is room for `tokens` tokens; all that are missing, or none and False."""
+        """Take all blocks that are missing to hold `tokens` tokens, or take none and say False."""
         missing = self.missing(tokens)
         if missing > self.allocator.available:
             return False
@@ -151,7 +156,7 @@ class BlockTable:
         return True
 
     def slots(self, start: int, end: int) -> list[int]:
-        """Where in the pool tokens start to end - 1 lie: slot = block * block_size + place in the block."""
+        """Where in the pool tokens start to end - 1 lie: block * block_size + place in it."""
         size = self.block_size
         return [self.blocks[i // size] * size + i % size for i in range(start, end)]
 
@@ -169,8 +174,11 @@ class BlockTable:
     def make_private(self, position: int) -> tuple[int, int] | None:
         """Copy on write: call this before token `position` is written.
 
-        If its block is shared, a new block takes its place in this table. Returns (from, to), the copy
-        that must be made before the write; None where nothing is to be done. One block must be available.
+        If its block is shared, a new block takes its place in this table. Returns (from, to), the
+        copy that must be made before the write; None where nothing is to be done.
+
+        Raises:
+            RuntimeError: a copy is needed, and no block is available.
         """
         if not self.shared(position):
             return None
@@ -183,6 +191,6 @@ class BlockTable:
         return old, new
 
     def free(self) -> None:
-        """Give all blocks back, the last first: of a text's cached blocks its end is overwritten first."""
+        """Give all blocks back, the last first: a text's end is to be overwritten first."""
         while self.blocks:
             self.allocator.release(self.blocks.pop())

@@ -34,8 +34,9 @@ class RadixNode:
 class RadixPrefixCache:
     """Keeps full blocks in a tree, in which each path from the root spells a text.
 
-    The tree is a user of each of its blocks: it shares them with the requests that wrote them, and holds
-    them after those have ended, until `evict` lets go of the leaves that were used least recently.
+    The tree is a user of each of its blocks: it shares them with the requests that wrote them, and
+    holds them after those have ended, until `evict` lets go of the leaves that were used least
+    recently.
     """
 
     def __init__(self, allocator: BlockAllocator, block_size: int) -> None:
@@ -47,8 +48,8 @@ class RadixPrefixCache:
     def find(self, tokens: Sequence[int], salt: str) -> tuple[RadixNode, int, int]:
         """Go down the tree as far as `tokens` leads, in whole blocks.
 
-        Returns (node, inside, known): the last node reached, how many of its tokens fit, and how many
-        tokens have been found in all. Counts all nodes on the way as used now.
+        Returns (node, inside, known): the last node reached, how many of its tokens fit, and how
+        many tokens have been found in all. Counts all nodes on the way as used now.
         """
         self.clock += 1
         node, inside, known = self.roots.setdefault(salt, RadixNode()), 0, 0
@@ -64,7 +65,7 @@ class RadixPrefixCache:
         return node, inside, known
 
     def match(self, tokens: Sequence[int], salt: str = "") -> list[int]:
-        """The blocks of the longest known beginning of `tokens`, whole blocks only. Takes no reference."""
+        """The blocks of the longest known beginning of `tokens`. Takes no reference."""
         found, inside, _ = self.find(tokens, salt)
         path = found.blocks[: inside // self.block_size]
         node = found.parent
@@ -73,12 +74,19 @@ class RadixPrefixCache:
             node = node.parent
         return path
 
-    def insert(self, tokens: Sequence[int], blocks: Sequence[int], start: int, salt: str = "") -> None:
+    def insert(
+        self,
+        tokens: Sequence[int],
+        blocks: Sequence[int],
+        start: int,
+        salt: str = "",
+    ) -> None:
         """`blocks` hold `tokens`, a whole number of blocks: remember those that are new.
 
-        Where the tree knows a beginning of `tokens` already it keeps its own blocks for that. A radix
-        tree grows in three ways: a leaf becomes longer; a node gets one more child; a node is split
-        where a text leaves it, and gets one more child there.
+        `start` says from where on they are new to the request that has them; the tree looks for
+        itself. Where it knows a beginning of `tokens` already it keeps its own blocks for that. A
+        radix tree grows in three ways: a leaf becomes longer; a node gets one more child; a node is
+        split where a text leaves it, and gets one more child there.
         """
         node, inside, known = self.find(tokens, salt)
         new = list(blocks[known // self.block_size :])
@@ -96,7 +104,7 @@ class RadixPrefixCache:
             node.children[tuple(tokens[known : known + self.block_size])] = child
 
     def split(self, node: RadixNode, at: int) -> RadixNode:
-        """Cut a node after its first `at` tokens; returns the upper half, whose only child is the rest."""
+        """Cut a node after its first `at` tokens; the rest becomes the upper half's only child."""
         assert node.parent is not None  # the root holds no tokens
         size = self.block_size
         upper = RadixNode(node.parent, node.tokens[:at], node.blocks[: at // size], used=node.used)
@@ -108,12 +116,13 @@ class RadixPrefixCache:
     def evict(self, count: int) -> int:
         """Let go of up to `count` blocks that only the tree uses; returns how many.
 
-        The leaf used least recently comes first, and of a leaf its end. A node above is touched only when
-        it has become a leaf itself: what remains is always reachable from the root.
+        The leaf used least recently comes first, and of a leaf its end. A node above is touched
+        only when it has become a leaf itself: what remains can always be reached from the root.
         """
         size = self.block_size
         nodes = (node for root in self.roots.values() for node in root.walk())
-        leaves = [(node.used, id(node), node) for node in nodes if node.blocks and not node.children]
+        bare = (node for node in nodes if node.blocks and not node.children)
+        leaves = [(leaf.used, id(leaf), leaf) for leaf in bare]
         heapq.heapify(leaves)
         freed = 0
         while leaves and freed < count:
@@ -143,7 +152,8 @@ class RadixPrefixCache:
 
     def held(self) -> list[int]:
         """Every block in the tree."""
-        return [block for root in self.roots.values() for node in root.walk() for block in node.blocks]
+        nodes = (node for root in self.roots.values() for node in root.walk())
+        return [block for node in nodes for block in node.blocks]
 
     def cached(self) -> int:
         """How many blocks only the tree uses."""
@@ -156,7 +166,7 @@ class RadixPrefixCache:
     def depth_first(self, prompts: Sequence[Sequence[int]]) -> list[int]:
         """In which order to run many prompts so that each shared beginning is computed once.
 
-        Sorted like words in a dictionary, prompts with a common beginning follow one another: that is a
-        depth-first walk of their tree, so a node is needed no more once the walk has left it.
+        Sorted like words in a dictionary, prompts with a common beginning follow one another: that
+        is a depth-first walk of their tree, so a node is needed no more once the walk has left it.
         """
         return sorted(range(len(prompts)), key=lambda index: list(prompts[index]))

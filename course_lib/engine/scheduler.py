@@ -132,15 +132,16 @@ class Scheduler:
     def schedule(self) -> Schedule:
         """Choose what the next step computes, and give every chosen token its place in the cache.
 
-        Nothing here knows a prefill or a decode phase. Every request has pending tokens, and the step has a
-        budget of `max_num_batched_tokens`. Running requests come first, in order of rank; each is owed
-        one token, and may take as many as the budget has beyond what it owes to those behind it. Where the
-        blocks do not suffice, the last running request is preempted, until they do. Then waiting requests
-        are admitted in order, while budget and blocks last; none in a step that preempted, since that would
-        take the blocks which have just run out. None overtakes another: large ones get their turn, too.
+        Nothing here knows a prefill or a decode phase. Every request has pending tokens, and the
+        step has a budget of `max_num_batched_tokens`. Running requests come first, in order of rank;
+        each is owed one token, and may take as many as the budget has beyond what is owed to those
+        behind it. Where the blocks do not suffice, the last running request is preempted, until they
+        do. Then waiting requests are admitted in order, while budget, blocks and seats last; none in
+        a step that preempted, since that would take the blocks which have just run out. None
+        overtakes another: large ones get their turn, too.
 
         Uses `reserve(request, count, copies)` and `admit(request)`, which say False where blocks are
-        missing, `preempt()`, and `num_running` (siblings included).
+        missing, `preempt()`, and `num_running` (siblings included; `max_num_seqs` at most).
         """
         schedule = Schedule()
         budget = self.max_num_batched_tokens
@@ -171,9 +172,10 @@ class Scheduler:
     def preempt(self, victim: Request | None = None) -> Request:
         """Take the blocks of a running request: of the lowest priority, and of those the latest.
 
-        It waits again with all its tokens, prompt and chosen ones alike, none of them computed: when it is
-        admitted again they are read like a prompt, and the text goes on as if nothing had happened. (What
-        its full blocks hold stays in the prefix cache for a while, so much of it may be found there.)
+        It waits again with all its tokens, prompt and chosen ones alike, none of them computed: when
+        it is admitted again they are read like a prompt, and the text goes on as if nothing had
+        happened. (What its full blocks hold stays in the prefix cache for a while, so much of it may
+        be found there.)
         """
         if victim is None:
             victim = max(self.running, key=lambda request: request.rank)

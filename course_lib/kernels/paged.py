@@ -17,20 +17,20 @@ def paged_attention(
     lengths: Int[np.ndarray, " N"],
     scale: float | None = None,
 ) -> Float[np.ndarray, "N H D"]:
-    """Attention in which every query reads its own text's keys and values block by block, where they lie.
+    """Attention in which every query reads its text's keys and values where they lie, in blocks.
 
     Args:
         query: N tokens, of one text or of many, with H heads of D numbers.
-        keys, values: the whole pool: blocks of `size` tokens, K heads each; head k serves query heads
-            k*H/K to (k+1)*H/K - 1.
-        block_tables: row i lists the blocks of token i's text, in order. What stands behind the blocks
-            that it needs has no meaning.
+        keys, values: the whole pool: blocks of `size` tokens, K heads each; head k serves query
+            heads k*H/K to (k+1)*H/K - 1.
+        block_tables: row i lists the blocks of token i's text, in order. What stands behind the
+            blocks that it needs has no meaning.
         lengths: token i sees the first lengths[i] tokens of its text, at least one.
         scale: multiplies the scores; None: 1/sqrt(D).
 
     Returns:
-        (N, H, D), in float32 or float64 as the query. Extra memory is one block of scores a head: the
-        softmax is computed online, with a running maximum and a running sum.
+        (N, H, D), in float32 or float64 as the query. Extra memory is one block of scores a head:
+        the softmax is computed online, with a running maximum and a running sum.
 
     Source: Kwon et al. (2023), section 4.1; Milakov and Gimelshein (2018) for the online softmax.
     """
@@ -44,7 +44,8 @@ def paged_attention(
         weight_sum, value_sum = np.zeros_like(best), np.zeros_like(grouped[i])
         for start in range(0, length, size):
             block = block_tables[i, start // size]
-            key, value = keys[block, : length - start], values[block, : length - start]  # (filled, K, D)
+            filled = min(size, length - start)
+            key, value = keys[block, :filled], values[block, :filled]  # (filled, K, D)
             scores = np.einsum("kgd,skd->kgs", grouped[i], key)
             higher = np.maximum(best, scores.max(-1, keepdims=True))
             weights, shrink = np.exp(scores - higher), np.exp(best - higher)
