@@ -690,6 +690,17 @@ def test_what_is_out_of_scope_is_refused_by_name(text: str, name: str) -> None:
     assert name in str(caught.value) and caught.value.line == 3
 
 
+@pytest.mark.parametrize(
+    "include",
+    ['#include "vector_add.cu"', f"#include <{KERNELS}/vector_add.cu>", f'#define F "{KERNELS}"\n#include F',
+     '#inc\\\nlude "x"', '%:include "x"', "#include <vector>", "#include_next <stdio.h>",
+     "#include <../runtime.h>"],
+)  # fmt: skip
+def test_nothing_else_is_included(include: str) -> None:
+    with pytest.raises(Unsupported):
+        Module(f"{include}\n__global__ void k() {{}}")
+
+
 def test_variables_that_outlive_a_launch_are_refused() -> None:
     with pytest.raises(Unsupported, match="__device__ variables"):
         Module("__device__ int count;\n__global__ void k(int* a) { a[0] = count; }")

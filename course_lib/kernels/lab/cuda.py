@@ -98,7 +98,6 @@ _REFUSED = (
         "attributes of the host's compiler",
         "leave them out",
     ),
-    (r"#\s*include\s*\"", "an #include of a file", "write what you need in the kernel's own file"),
     (r"\b__usad\w*|\b__v[a-z]+[24]\s*\(", "SIMD-in-a-word intrinsics", "write the operation per element"),
 )
 
@@ -132,7 +131,7 @@ def translate(source: str, label: str) -> Translation:
     """C++ from CUDA. Unsupported names what is out of scope; CompileError, what can't be read."""
     code = masked(source)
     refuse(source, code, label, _REFUSED)
-    refuse_includes(code, label)
+    refuse_includes(source, label)
     _refuse_device_variables(code, label)
     kernels = find_kernels(code, label)
     if not kernels:
@@ -155,12 +154,19 @@ def refuse(source: str, code: str, label: str, table: tuple[tuple[str, str, str]
         )
 
 
-def refuse_includes(code: str, label: str) -> None:
-    """Raise Unsupported for an #include of a header that the lab does not have."""
-    for found in re.finditer(r"#\s*include\s*<([^>]*)>", code):
-        if not (RUNTIME / "include" / found.group(1)).is_file() and found.group(1) not in _PLAIN_HEADERS:
+def refuse_includes(source: str, label: str) -> None:
+    """Raise Unsupported for an #include of anything but the lab's own headers: by no spelling of it."""
+    known = {p.name for p in (RUNTIME / "include").iterdir()} | set(_PLAIN_HEADERS)
+    code = masked(source.replace("\\\n", ""))  # a line may go on in the middle of a word
+    for found in re.finditer(r"(?:#|%:)\s*(?:include|include_next|import|embed)\b\s*(?:<([^>\n]*)>)?", code):
+        if found.group(1) not in known or "_next" in found.group():
             line = line_at(code, found.start())
-            raise Unsupported(f"{label}, line {line}: the kernel lab has no header <{found.group(1)}>.", line)
+            what = f"the header <{found.group(1)}>" if found.group(1) else "an #include of a file"
+            raise Unsupported(
+                f"{label}, line {line}: the kernel lab does not take {what}: write what you need in the "
+                "kernel's own file.",
+                line,
+            )
 
 
 def _refuse_device_variables(code: str, label: str) -> None:

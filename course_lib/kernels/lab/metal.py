@@ -79,7 +79,7 @@ def translate(source: str, label: str) -> Translation:
     """C++ from Metal. Unsupported names what is out of scope; CompileError, what can't be read."""
     code = masked(source)
     refuse(source, code, label, _REFUSED)
-    refuse_includes(code, label)
+    refuse_includes(source, label)
     out, kernels, launchers, at = [], [], [], 0
     for match in _KERNEL.finditer(code):
         end = closing(code, match.end() - 1)

@@ -168,11 +168,9 @@ class Report:
         kind: str | None = None,
         line: int | None = None,
     ) -> Traffic:
-        """Sum what fits: of one variable, of "global" or "shared" memory, of "read", "write" or "atomic", of
-        one line.
+        """Sum what fits: a variable, "global" or "shared" space, "read", "write" or "atomic", a line.
 
-        A variable that the launch did not touch gives zeros; KeyError if the kernel has none of that name is
-        not raised, since an unused buffer is a legal thing to ask about.
+        What the launch did not touch gives zeros.
         """
         wanted = {"variable": variable, "space": space, "kind": kind, "line": line}
         return Traffic.sum(
