@@ -1,8 +1,13 @@
 """The engine's promises, each a test named for it, on small random models in float32."""
 
+import ast
 import dataclasses
 import itertools
+import json
+import os
+import pickle
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,13 +18,16 @@ from course_lib.cache.paged import PagedCache, Step
 from course_lib.decode import SamplingParams, generate_uncached
 from course_lib.engine import ImpossibleRequest
 from course_lib.engine.engine import Engine, EngineConfig
+from course_lib.engine.load import load
 from course_lib.engine.model_runner import ModelRunner
 from course_lib.engine.request import Request, Status
 from course_lib.engine.scheduler import Scheduler
 from course_lib.kernels import paged_attention
-from course_lib.model import Decoder, ModelConfig
+from course_lib.model import CheckpointError, Decoder, ModelConfig
 from course_lib.model.decoder import init_weights
 
+ROOT = Path(__file__).parents[2]
+GPT2_SIZES = {"vocab_size": 11, "n_positions": 8, "n_embd": 8, "n_layer": 1, "n_head": 2}
 TIE = 1e-4  # logits closer than this may be ordered either way
 VOCAB = 53
 
@@ -510,3 +518,43 @@ def test_promise_1_inverse(llama, monkeypatch):
     monkeypatch.setattr(Scheduler, "reserve", leaky)
     with pytest.raises(AssertionError):
         run(engine_of(llama), prompts_of(2), GREEDY)
+
+
+# Promise 9: nothing of a checkpoint is executed
+
+
+class Explosive:
+    """Unpickling this makes a folder."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.folder),)
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.safetensors", "model.gguf"])
+def test_promise_9_pickles_are_not_loaded(tmp_path, name):
+    """A pickle under any name: a clear error, and its program has not run."""
+    mark = tmp_path / "it ran"
+    (tmp_path / name).write_bytes(pickle.dumps(Explosive(mark)))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2", **GPT2_SIZES}))
+    with pytest.raises(CheckpointError):
+        load(tmp_path / name if name.endswith("gguf") else tmp_path)
+    assert not mark.exists()
+
+
+def test_promise_9_the_library_unpickles_weights_only():
+    """`torch.load` and `pickle.load` run whatever a file holds; the first need not."""
+    calls = []
+    for path in (ROOT / "course_lib").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in (
+                "torch.load",
+                "pickle.load",
+                "pickle.loads",
+            ):
+                safe = any(k.arg == "weights_only" and ast.unparse(k.value) == "True" for k in node.keywords)
+                calls.append((path.relative_to(ROOT / "course_lib").parts[0], ast.unparse(node.func), safe))
+    # The classroom's own processes talk to each other in pickles that nobody else can write.
+    assert all(safe for room, _, safe in calls if room != "classroom")
