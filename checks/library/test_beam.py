@@ -113,7 +113,7 @@ def test_promise_2_beams_share_their_full_blocks(model):
         most = max(most, engine.allocator.total - engine.allocator.available)
         return done
 
-    engine.scheduler.schedule = watched  # type: ignore[method-assign]
+    engine.scheduler.schedule = watched
     paged(engine, prompt, width, 12)
     assert copied
     assert all(index == computed // 4 and computed % 4 for index, computed in copied)

@@ -104,9 +104,10 @@ class Sampler:
         def column(values: Sequence[float], dtype: torch.dtype = torch.float32) -> Tensor:
             return torch.tensor(values, dtype=dtype, device=logits.device)[:, None]
 
-        # Subtracted before the division: a tiny temperature then gives -inf, and never inf - inf.
+        # Subtracted before the division: a tiny temperature then gives -inf, and never inf - inf. As float32
+        # it must not become 0.
         logits = logits.float() - logits.float().amax(-1, keepdim=True)
-        probs = torch.softmax(logits / column([p.temperature for p in params]), dim=-1)
+        probs = torch.softmax(logits / column([max(p.temperature, 1e-30) for p in params]), dim=-1)
         if any(p.top_k for p in params):
             probs = keep_top_k(probs, [p.top_k for p in params])
         if any(p.top_p < 1 for p in params):

@@ -5,7 +5,7 @@ from course_lib.lazy import lazy_exports
 __getattr__ = lazy_exports(
     __name__,
     {
-        "course_lib.decode.sampler": ["SamplingParams"],
+        "course_lib.decode.params": ["SamplingParams", "StructuredOutputsParams"],
         "course_lib.engine.async_engine": ["AsyncEngine", "EngineDead", "Health"],
         "course_lib.engine.chat_template": ["ChatTemplate"],
         "course_lib.engine.engine": ["Engine", "EngineConfig"],

@@ -9,7 +9,10 @@ import torch
 
 from course_lib.cache.contiguous import kv_cache_bytes
 from course_lib.cache.radix import RadixPrefixCache
-from course_lib.decode.sampler import SamplingParams
+from course_lib.decode.beam import beam_search
+from course_lib.decode.logprobs import TokenLogprobs
+from course_lib.decode.params import SamplingParams
+from course_lib.engine.beam import PagedBeams
 from course_lib.engine.calibrate import fastest_threads
 from course_lib.engine.chat_template import Message
 from course_lib.engine.choose import choose
@@ -40,6 +43,8 @@ class Completion:
     time_to_first_token: float = 0.0
     decode_seconds: float = 0.0
     index: int = 0
+    logprobs: list[TokenLogprobs] = field(default_factory=list)  # of each token, if asked for
+    cumulative_logprob: float | None = None  # of all tokens together; of beams only
 
     @classmethod
     def of(cls, request: Request) -> "Completion":
@@ -54,6 +59,7 @@ class Completion:
             time_to_first_token=request.first_token_at - request.arrived if began else 0.0,
             decode_seconds=request.last_token_at - request.first_token_at,
             index=request.index,
+            logprobs=request.logprobs[: request.num_tokens - request.num_prompt_tokens],
         )
 
     @property
@@ -215,6 +221,35 @@ class LLM:
                 else:
                     self.engine.step()
         return [Completion.of(request) for index in range(len(ids)) for request in requests[index]]
+
+    def beam_search(
+        self,
+        prompt: Prompt,
+        beam_width: int = 4,
+        max_tokens: int = 64,
+        length_penalty: float = 1.0,
+    ) -> list[Completion]:
+        """The `beam_width` best continuations that beam search finds, the best first.
+
+        Raises:
+            ValueError: see `course_lib.decode.beam_search`; or there is no room for the prompt or the beams.
+        """
+        ids = self.encode(prompt)
+        room = max(1, self.engine.scheduler.max_len - len(ids))
+        stops = self.config.eos_token_ids
+        with PagedBeams(self.engine, ids, beam_width) as beams:
+            found = beam_search(beams, beam_width, min(max_tokens, room), stops, length_penalty)
+        return [
+            Completion(
+                text=self.tokenizer.decode(beam.token_ids, skip_special=True),
+                token_ids=list(beam.token_ids),
+                finish_reason=beam.finish_reason or "length",
+                prompt_tokens=len(ids),
+                index=index,
+                cumulative_logprob=beam.logprob,
+            )
+            for index, beam in enumerate(found)
+        ]
 
     def forget(self) -> None:
         """Empty the cache: the next prompt is read as if it were the first."""
