@@ -2,6 +2,7 @@
 
 python -m course_lib.bench.train nanogpt --text tinyshakespeare.txt    its CPU configuration, by character
 python -m course_lib.bench.train bytes --megabytes 2                   both 10M recipes on as many bytes
+python -m course_lib.bench.train bytes                                 its, on as many as course-10m read
 python -m course_lib.bench.train speed                                 tokens a second beside a plain loop
 python -m course_lib.bench.train draft                                 what course-10m accepts from course-1m
 
@@ -86,8 +87,11 @@ def nanogpt(
     floor: float = 1e-4,
     warmup: int = 100,
     beta2: float = 0.99,
+    dtype: torch.dtype = torch.float32,
 ) -> Runner:
-    """nanoGPT's loop with its settings for Shakespeare by character, in float32 as on any CPU."""
+    """nanoGPT's loop with its settings for Shakespeare by character. On a CPU it computes in float32; its
+    settings for a GPU are bfloat16 under autocast.
+    """
     torch.manual_seed(1337)
     model = GPT(config)
     groups = [
@@ -102,7 +106,8 @@ def nanogpt(
         for group in optimizer.param_groups:
             group["lr"] = cosine_schedule(number, lr, warmup, steps, floor)
         inputs, targets = windows(data, batch, block, generator)
-        loss = F.cross_entropy(model(inputs).flatten(0, 1), targets.flatten())
+        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            loss = F.cross_entropy(model(inputs).flatten(0, 1), targets.flatten())
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -198,36 +203,45 @@ def nats(model: GPT, ids: Tokens, block: int) -> float:
 
 
 def race_bytes(options: argparse.Namespace) -> dict[str, Any]:
-    """Two recipes for ten million weights on as many bytes: nanoGPT's by character, and course-10m's."""
+    """Two recipes for ten million weights on as many bytes: nanoGPT's by character, and course-10m's.
+
+    Both compute in bfloat16. Without a number of megabytes the shipped model is our side, and
+    only theirs is trained, on as many bytes as it has read.
+    """
     text = read_text("corpus")
-    size = int(options.megabytes * 1e6)
+    shipped = json.loads((assets.path("course-10m") / "training.json").read_text(encoding="utf-8"))
+    size = int(options.megabytes * 1e6) if options.megabytes else shipped["bytes"]
     alphabet = {character: i for i, character in enumerate(sorted(set(text.train[0] + text.held_out)))}
     data, valid = (torch.tensor([alphabet[c] for c in piece]) for piece in (text.train[0], text.held_out))
     config = GPTConfig(len(alphabet), n_positions=256, n_embd=384, n_layer=6, n_head=6, dropout=0.2)
-    theirs = nanogpt(config, data, steps=max(2, size // (64 * 256)), batch=64, block=256)
+    iterations = max(2, size // (64 * 256))
+    runners = [nanogpt(config, data, iterations, batch=64, block=256, dtype=torch.bfloat16)]
 
     tokenizer = Tokenizer.load(assets.path("course-10m") / "tokenizer.json")
-    ids = torch.tensor(tokenizer.encode(text.train[0]))
     look = hold_out(text, tokenizer)
-    steps = int(size / (len(text.train[0]) / len(ids)) / USUAL.tokens)
-    recipe = with_steps(USUAL, steps)
-    model = MODELS["course-10m"](tokenizer.vocab_size, 0.0, recipe.seed)
-    assert isinstance(model, GPT)
-    mine = ours(model, ids, recipe)
+    if options.megabytes:
+        ids = torch.tensor(tokenizer.encode(text.train[0]))
+        steps = int(size / (len(text.train[0]) / len(ids)) / USUAL.tokens)
+        model = MODELS["course-10m"](tokenizer.vocab_size, 0.0, USUAL.seed)
+        assert isinstance(model, GPT)
+        runners.append(ours(model, ids, with_steps(USUAL, steps)))
 
     def score(model: GPT, name: str) -> float:
         if name == "ours":
-            return evaluate(model, look.ids, look.text_bytes, recipe.block_size, dtype=recipe.dtype)
+            return evaluate(model, look.ids, look.text_bytes, USUAL.block_size)
         return nats(model, valid, 256) / math.log(2)
 
-    in_turns([theirs, mine], score, looks=1, turns=10)
-    gain = 1 - mine.curve[-1][2] / theirs.curve[-1][2]
+    in_turns(runners, score, looks=1, turns=10)
+    theirs = runners[0].curve[-1][2]
+    mine = runners[1].curve[-1][2] if options.megabytes else shipped["bits_per_byte"]
+    gain = 1 - mine / theirs
     return report(
         "bytes",
-        [theirs, mine],
-        {"megabytes": options.megabytes, "recipe": asdict(recipe), "fewer bits": round(gain, 4)},
+        runners,
+        {"bytes": size, "ours": mine, "theirs": theirs, "fewer bits": round(gain, 4)},
         "bits a byte",
-        f"On {options.megabytes} MB each, ours needs {gain:.1%} fewer bits a byte of the held-out plays.",
+        f"On {size / 1e6:.1f} MB each, ours needs {mine:.4f} bits a byte of the held-out plays, theirs "
+        f"{theirs:.4f}: {gain:.1%} fewer.",
     )
 
 
@@ -361,7 +375,7 @@ def main(arguments: list[str] | None = None) -> None:
     small.add_argument("--muon-lr", type=float, default=1e-2)
     small.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
     equal = races.add_parser("bytes", help="two recipes for 10M weights on as many bytes")
-    equal.add_argument("--megabytes", type=float, default=2.0)
+    equal.add_argument("--megabytes", type=float, help="default: as many as course-10m has read")
     races.add_parser("speed", help="tokens a second beside a plain loop").add_argument(
         "--steps", type=int, default=8
     )
