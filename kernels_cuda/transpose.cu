@@ -3,18 +3,17 @@
 // Shapes   in: (rows, columns) float32, out: (columns, rows) float32, row-major.
 // CPU      for (int i = 0; i < rows; ++i)
 //              for (int j = 0; j < columns; ++j) out[j * rows + i] = in[i * columns + j];
-// Bytes    4 rows columns read, as many written. Ideal: one 32-byte sector for 8 elements, each way.
+// Bytes    4 rows columns read, as many written. Ideal: a 32-byte sector for 8 elements, each way.
+// Grid     (ceil(columns / 32), ceil(rows / 32)); block (32, 8): a thread moves four elements.
 //
-// Grid     (ceil(columns / 32), ceil(rows / 32)); block (32, 8), each thread moves four elements of a column.
-//
-// version            sectors read  written  bank conflicts  shared memory  what it changes
-// transpose_naive    ideal         8x       -               0              reads rows, writes columns: 32 lanes
-//                                                                          touch 32 sectors where 4 would do
-// transpose_tiled    ideal         ideal    31 a request    4096 B         a tile turns in shared memory, so that both
-//                                                                          sides move whole rows; reading a column
-//                                                                          of the tile hits one bank 32 times
-// transpose          ideal         ideal    0               4224 B         one column of padding shifts each row of
-//                                                                          the tile by a bank
+// version          sectors written  bank conflicts  shared  what it changes
+// transpose_naive  8 x ideal        -               0       reads rows, writes columns: 32 lanes
+//                                                           touch 32 sectors where 4 would do
+// transpose_tiled  ideal            31 a request    4096 B  a tile turns in shared memory, so that
+//                                                           both sides move whole rows; a column
+//                                                           of the tile lies in one bank
+// transpose        ideal            0               4224 B  a column of padding shifts each row of
+//                                                           the tile by a bank
 //
 // Source: G. Ruetsch and P. Micikevicius, "Optimizing Matrix Transpose in CUDA" (NVIDIA, 2009).
 
