@@ -167,7 +167,7 @@ def test_logprobs_are_those_of_log_softmax():
         if numbers[i] is None:
             assert told is None
             continue
-        assert told.token == chosen[i]
+        assert told is not None and told.token == chosen[i]
         assert told.logprob == pytest.approx(float(exact[i, chosen[i]]), abs=1e-5)
         ranked = exact[i].sort(descending=True)
         assert [token for token, _ in told.top] == ranked.indices[: numbers[i]].tolist()
@@ -323,12 +323,13 @@ def test_min_tokens_holds_back_stop_tokens_and_stop_texts(model):
 def test_promise_7_the_engine_refuses_what_it_cannot_do(model):
     letters = Tokenizer({bytes([65 + i]): i for i in range(VOCAB)}, {})
     engine = engine_of(model, tokenizer=letters, stop_ids=[0])
-    for options, reason in [
+    refused: list[tuple[dict, str]] = [
         ({"logit_bias": {30: 1}}, "logit_bias names token 30; this model's are 0 to 29"),
         ({"stop_token_ids": (99,)}, "stop_token_ids names token 99"),
         ({"logprobs": 31}, "logprobs is 31; this model has 30 tokens"),
         ({"allowed_token_ids": (0,), "min_tokens": 2}, "allowed_token_ids are all stop tokens"),
-    ]:
+    ]
+    for options, reason in refused:
         with pytest.raises(ValueError, match=reason):
             engine.add([1], SamplingParams(**options))
     with pytest.raises(ValueError, match="stop needs an engine with a tokenizer"):

@@ -12,7 +12,7 @@ class StructuredOutputsParams:
 
     json: a JSON schema, as a dict or as text; keys come in the schema's order, spaced as by `json.dumps`.
     regex: a regular expression that the whole answer matches (Rust's syntax: no look-around, no
-        back-references).
+        back-references; \\d and \\w mean those of all scripts).
     choice: the answer is one of these texts.
     grammar: a context-free grammar, in Lark's notation or llama.cpp's (GBNF).
     """

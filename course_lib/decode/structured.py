@@ -50,7 +50,8 @@ class Guides:
         if error := LLMatcher.validate_grammar(grammar, self.table):
             raise ValueError(f"structured_outputs: {error}")
         guide = Guide(LLMatcher(self.table, grammar, log_level=0), self.size)
-        if not guide.allowed().any():
+        guide.allowed()
+        if guide.error:
             raise ValueError("structured_outputs: no answer has this form.")
         return guide
 
