@@ -88,7 +88,8 @@ def measure(llm: LLM, batch: int, setting: str, steps: int) -> Cost:
     if params.structured_outputs is None:
         params = replace(params, ignore_eos=True)
     prompt = llm.encode("The engine decodes a batch of equal requests. " * 20)[:PROMPT_TOKENS]
-    requests = [engine.add([1 + i, *prompt], params)[0] for i in range(batch)]
+    # Different texts whose common beginning is read once: it is decoding that is measured.
+    requests = [engine.add([*prompt, 100 + i], params)[0] for i in range(batch)]
     try:
         while any(not request.output_ids for request in requests):
             engine.step()
