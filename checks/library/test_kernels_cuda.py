@@ -1,6 +1,5 @@
 """The CUDA kernels in the kernel lab: results over awkward shapes, and counts that closed formulas give."""
 
-import math
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +9,7 @@ from course_lib.kernels.lab import Module, Report
 
 KERNELS = Path(__file__).resolve().parents[2] / "kernels_cuda"
 
-# Against float64. Sums of float32 in another order, and of halves that are exact in float32, differ by so much.
+# Against float64: products of halves are exact in float32, and sums round as those of float32 do.
 FP32 = {"rtol": 2e-5, "atol": 2e-5}
 
 
@@ -123,3 +122,135 @@ def test_softmax_counts(kernel: str) -> None:
     assert report.traffic("y").bytes == 4 * rows * columns
     assert report.barriers == barriers * rows
     assert report.sectors == report.ideal_sectors and report.bank_conflicts == 0
+
+
+# layer_norm and rms_norm
+
+EPS = 1e-5
+LAYER_NORM = {"layer_norm_two_pass": 12, "layer_norm_warp": 8, "layer_norm": 8}
+
+
+def normalize(kernel: str, x: np.ndarray, threads: int, tolerance: dict[str, float]) -> Report:
+    rows, columns = x.shape
+    weight, bias, y = 1 + normal(1, columns), normal(2, columns), np.full_like(x, np.nan)
+    module = load("layer_norm")
+    if kernel == "layer_norm_warp":
+        grid = ceil(rows, threads // 32)
+        report = module.launch(kernel, grid, threads, x, weight, bias, y, rows, columns, EPS)
+    else:
+        shared = 4 * threads if kernel == "layer_norm_two_pass" else 0
+        arguments = (x, weight, bias, y, columns, EPS)
+        report = module.launch(kernel, rows, threads, *arguments, shared_bytes=shared)
+    exact = x.astype(np.float64)
+    want = (exact - exact.mean(-1, keepdims=True)) / np.sqrt(exact.var(-1, keepdims=True) + EPS)
+    np.testing.assert_allclose(y, want * weight + bias, **tolerance)
+    return report
+
+
+@pytest.mark.parametrize("kernel", LAYER_NORM)
+@pytest.mark.parametrize(
+    ("rows", "columns", "threads"), [(1, 1, 32), (3, 31, 64), (7, 257, 128), (2, 509, 256)]
+)
+def test_layer_norm_of_rows(kernel: str, rows: int, columns: int, threads: int) -> None:
+    normalize(kernel, 3 * normal(rows, rows, columns) - 1, threads, FP32)
+
+
+@pytest.mark.parametrize("kernel", LAYER_NORM)
+def test_layer_norm_keeps_the_variance_beside_a_large_mean(kernel: str) -> None:
+    # float32 near 1e4 has steps of 0.001: that much the mean may be off, and no more.
+    normalize(kernel, 1e4 + normal(4, 3, 257), 128, {"rtol": 0.0, "atol": 5e-3})
+
+
+@pytest.mark.parametrize("kernel", LAYER_NORM)
+def test_layer_norm_counts(kernel: str) -> None:
+    rows, columns = 8, 512
+    report = normalize(kernel, normal(5, rows, columns), 256, FP32)
+    assert report.traffic("x").bytes == LAYER_NORM[kernel] * rows * columns
+    for name in ("weight", "bias", "y"):
+        assert report.traffic(name).bytes == 4 * rows * columns
+    barriers = {"layer_norm_two_pass": 19, "layer_norm_warp": 0, "layer_norm": 1}
+    assert report.barriers == barriers[kernel] * rows
+    assert report.sectors == report.ideal_sectors
+
+
+RMS_NORM = ("rms_norm_naive", "rms_norm", "rms_norm_add")
+
+
+def normalize_rms(kernel: str, rows: int, columns: int) -> Report:
+    x, weight, y = (
+        normal(1, rows, columns),
+        1 + normal(2, columns),
+        np.full((rows, columns), np.nan, np.float32),
+    )
+    total = x.astype(np.float64)
+    rest = (weight, y, rows, columns, EPS)
+    module, warps = load("rms_norm"), ceil(rows, 4)
+    if kernel == "rms_norm_add":
+        residual = normal(3, rows, columns)
+        total = total + residual
+        report = module.launch(kernel, warps, 128, x, residual, *rest)
+        np.testing.assert_allclose(residual, total, **FP32)
+    else:
+        report = module.launch(
+            kernel, ceil(rows, 128) if kernel == "rms_norm_naive" else warps, 128, x, *rest
+        )
+    want = total / np.sqrt((total**2).mean(-1, keepdims=True) + EPS) * weight
+    np.testing.assert_allclose(y, want, **FP32)
+    return report
+
+
+@pytest.mark.parametrize("kernel", RMS_NORM)
+@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (1, 331), (131, 7), (9, 64)])
+def test_rms_norm_of_rows(kernel: str, rows: int, columns: int) -> None:
+    normalize_rms(kernel, rows, columns)
+
+
+def test_rms_norm_counts() -> None:
+    rows, columns = 64, 96
+    elements = rows * columns
+    by_thread, by_warp, fused = (normalize_rms(kernel, rows, columns) for kernel in RMS_NORM)
+    for report in (by_thread, by_warp):
+        assert report.traffic("x").bytes == 8 * elements
+        assert report.traffic("y").bytes == report.traffic("weight").bytes == 4 * elements
+    assert by_warp.sectors == by_warp.ideal_sectors == 16 * elements // 32
+    for name in ("x", "y"):
+        assert by_thread.traffic(name).sectors == 8 * by_warp.traffic(name).sectors
+    assert fused.global_bytes == (20 + 4) * elements and fused.sectors == fused.ideal_sectors
+
+
+# rope
+
+ROPE = ("rope_naive", "rope_table", "rope")
+
+
+def rotate(kernel: str, tokens: int, heads: int, d: int, base: float = 10000.0) -> Report:
+    x = normal(1, tokens, heads, d)
+    positions = np.random.default_rng(2).permutation(97)[:tokens].astype(np.int32)
+    angles = np.arange(97)[:, None] * base ** (-2 * np.arange(d // 2) / d)
+    turned = (x[..., : d // 2] + 1j * x[..., d // 2 :]) * np.exp(1j * angles[positions])[:, None]
+    cosines, sines = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+    items = tokens * (1 if kernel == "rope" else heads) * d // 2
+    table = () if kernel == "rope_naive" else (cosines, sines)
+    sizes = (tokens, heads, d, base) if kernel == "rope_naive" else (tokens, heads, d)
+    report = load("rope").launch(kernel, ceil(items, 128), 128, x, positions, *table, *sizes)
+    np.testing.assert_allclose(x, np.concatenate([turned.real, turned.imag], -1), **FP32)
+    return report
+
+
+@pytest.mark.parametrize("kernel", ROPE)
+@pytest.mark.parametrize(("tokens", "heads", "d"), [(1, 1, 2), (1, 3, 10), (7, 5, 26), (13, 2, 64)])
+def test_rope_turns_pairs(kernel: str, tokens: int, heads: int, d: int) -> None:
+    rotate(kernel, tokens, heads, d)
+
+
+def test_rope_reads_the_table_once_a_token() -> None:
+    tokens, heads, d = 16, 4, 64
+    for kernel, table in (
+        ("rope_naive", 0),
+        ("rope_table", 4 * tokens * heads * d),
+        ("rope", 4 * tokens * d),
+    ):
+        report = rotate(kernel, tokens, heads, d)
+        assert report.traffic("x").bytes == 8 * tokens * heads * d
+        assert report.traffic("x").sectors == report.traffic("x").ideal_sectors
+        assert report.global_bytes - report.traffic("positions").bytes - 8 * tokens * heads * d == table
