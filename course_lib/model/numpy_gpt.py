@@ -185,7 +185,7 @@ def gpt_forward(model: GPT, ids: Int[np.ndarray, "... t"]) -> Float[np.ndarray, 
     t = ids.shape[-1]
     if not 1 <= t <= config.n_positions:
         raise ValueError(f"{t} tokens: this model reads 1 to {config.n_positions}")
-    if ids.size and not 0 <= ids.min() <= ids.max() < config.vocab_size:
+    if not 0 <= ids.min() <= ids.max() < config.vocab_size:
         raise ValueError(f"ids {ids.min()}..{ids.max()}: expected 0..{config.vocab_size - 1}")
     x = w["wte.weight"][ids] + w["wpe.weight"][:t]  # (..., t, c)
     for i in range(config.n_layer):
