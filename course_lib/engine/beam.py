@@ -42,6 +42,8 @@ class PagedBeams:
         count = min(count, getattr(self.engine.tokenizer, "vocab_size", count))
         self.params = SamplingParams(temperature=0, logprobs=count, max_tokens=1 << 30, ignore_eos=True)
         self.requests = self.engine.requests(self.prompt, replace(self.params, n=self.width))
+        for request in self.requests:
+            request.draftable = False  # a beam grows by one token a step
         self.engine.scheduler.add(self.requests[0])
         return self._run()[0]
 
@@ -66,6 +68,7 @@ class PagedBeams:
         scheduler = self.engine.scheduler
         (copy,) = self.engine.requests([*request.tokens[:-1], token], self.params)
         copy.index = next(self.index)
+        copy.draftable = False
         if request.status is Status.RUNNING and scheduler.num_running < scheduler.max_num_seqs:
             scheduler.fork(request, copy)
         else:

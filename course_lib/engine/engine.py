@@ -15,6 +15,7 @@ from course_lib.cache.blocks import BlockAllocator
 from course_lib.cache.prefix import HashPrefixCache, NoPrefixCache, PrefixCache
 from course_lib.cache.radix import RadixPrefixCache
 from course_lib.decode.params import SamplingParams
+from course_lib.decode.speculative import NgramProposer, Proposer, Wanted
 from course_lib.decode.text import Text
 from course_lib.engine.request import FinishReason, Output, Request, Status
 from course_lib.engine.runner import Runner
@@ -43,6 +44,9 @@ class EngineConfig:
     max_num_seqs: the most requests that run at once; others wait.
     max_model_len: the most tokens of a text; None: as many as the model has positions.
     prefix_cache: how known beginnings are found: "hash", "radix" or "off".
+    speculative: who drafts the next tokens: "off", "ngram" (prompt lookup), or the name of a small model
+        with the same vocabulary. It changes the speed, and not the text.
+    draft_tokens: how many tokens are drafted at a time.
     debug: compare all books after every step.
     """
 
@@ -52,10 +56,13 @@ class EngineConfig:
     max_num_seqs: int = 256
     max_model_len: int | None = None
     prefix_cache: Literal["hash", "radix", "off"] = "hash"
+    speculative: str = "off"
+    draft_tokens: int = 4
     debug: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("block_size", "num_blocks", "max_num_batched_tokens", "max_num_seqs", "max_model_len"):
+        at_least_one = ("block_size", "num_blocks", "max_num_batched_tokens", "max_num_seqs")
+        for name in (*at_least_one, "max_model_len", "draft_tokens"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} is {value}; it must be at least 1.")
@@ -76,6 +83,8 @@ class Counters:
     steps: int = 0
     computed_tokens: int = 0
     preemptions: int = 0
+    drafted_tokens: int = 0  # that were verified
+    accepted_tokens: int = 0  # of these: what the model would have chosen
     failed_steps: int = 0
     finished: Counter[FinishReason] = field(default_factory=Counter)
 
@@ -91,11 +100,24 @@ class Engine:
         tokenizer: TextMaker | None = None,
         stop_ids: Collection[int] = (),
         max_model_len: int = 1 << 30,
+        proposer: Proposer | None = None,
     ):
-        """`runner` has a pool of `num_blocks` blocks. `stop_ids` are the model's own end tokens."""
+        """`runner` has a pool of `num_blocks` blocks. `stop_ids` are the model's own end tokens.
+
+        `proposer` drafts tokens where `config.speculative` names a model; "ngram" needs none.
+
+        Raises:
+            ValueError: `config.speculative` names a model, and there is no proposer.
+        """
         self.config = config or EngineConfig()
         self.runner = runner
         self.tokenizer = tokenizer
+        self.proposer = NgramProposer() if self.config.speculative == "ngram" else proposer
+        if self.proposer is None and self.config.speculative != "off":
+            raise ValueError(
+                f"speculative is {self.config.speculative!r}: that is a model, which the engine cannot load "
+                "itself. Give the model as `proposer`, use LLM, or choose 'ngram' or 'off'."
+            )
         self.stop_ids = frozenset(stop_ids)
         size = self.config.block_size
         self.allocator = BlockAllocator(num_blocks)
@@ -194,13 +216,46 @@ class Engine:
 
     def step(self) -> list[Output]:
         """Compute one step; returns what it brought to whom. Without work it does nothing."""
+        self.draft()
         schedule = self.scheduler.schedule()
         with self.undone_on_failure(schedule):
             logits = self.runner.execute(schedule)
             tokens = self.runner.sample(logits, schedule)
+        self.counters.drafted_tokens += sum(max(0, chunk.samples - 1) for chunk in schedule.chunks)
+        self.counters.accepted_tokens += sum(len(chosen) - 1 for chosen in tokens)
         told = self.scheduler.update(schedule, tokens)
         self.count(schedule, told)
         return [request.emit() for request in told]
+
+    def draft(self) -> None:
+        """Let the proposer guess for every text that is at its last known token.
+
+        Drafts come from the text alone. How many of them a step verifies may depend on who else is there,
+        by its budget and its blocks; the text does not, since every draw is by seed and position. Nobody is
+        preempted for the sake of drafts: they are made while blocks last, after one for everybody's next.
+        """
+        if self.proposer is None:
+            return
+        wanted: list[tuple[Request, Wanted]] = []
+        blocks = len(self.scheduler.running)
+        for request in self.scheduler.running:
+            written = request.num_tokens - request.num_prompt_tokens
+            count = min(
+                self.config.draft_tokens,
+                request.params.max_tokens - written - 1,  # one more is chosen behind the drafts
+                self.scheduler.max_len - request.num_tokens - 1,
+            )
+            may = request.draftable and not request.siblings  # who would need the drafts as their own
+            if count < 1 or request.num_pending_tokens != 1 or not may:
+                continue
+            assert request.table is not None  # a running request holds blocks
+            blocks += request.table.missing(request.num_tokens + count)
+            if not self.prefix_cache.make_available(blocks):
+                break
+            wanted.append((request, Wanted(request, request.tokens, count)))
+        drafts = self.proposer.propose([each for _, each in wanted])
+        for (request, each), draft in zip(wanted, drafts, strict=True):
+            request.draft = draft[: each.limit]
 
     def cancel(self, request: Request, reason: FinishReason = "cancelled") -> None:
         """End a request, whatever its state: its blocks are free at once. Again, it changes nothing."""

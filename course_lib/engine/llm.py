@@ -10,6 +10,7 @@ import torch
 from course_lib.cache.contiguous import kv_cache_bytes
 from course_lib.cache.radix import RadixPrefixCache
 from course_lib.decode.beam import beam_search
+from course_lib.decode.draft_model import DraftModel, check_same_vocabulary
 from course_lib.decode.logprobs import TokenLogprobs
 from course_lib.decode.params import SamplingParams
 from course_lib.engine.beam import PagedBeams
@@ -132,7 +133,8 @@ class LLM:
 
         Raises:
             CheckpointError: the model's files cannot be used.
-            ValueError: unknown device or dtype.
+            ValueError: unknown device or dtype, or a draft model (`config.speculative`) of another
+                vocabulary.
         """
         self.choice = choose(device, dtype, threads)
         torch.set_num_threads(1)  # loading is many short loops: threads would mostly wait for each other
@@ -148,6 +150,7 @@ class LLM:
             self.choice = replace(self.choice, threads=count, threads_why=why)
         torch.set_num_threads(self.choice.threads or detect().cores)
         config = config or EngineConfig()
+        drafter = None if config.speculative in ("off", "ngram") else self.draft_model(config.speculative)
         blocks = config.num_blocks or pool_blocks(self.config, config, self.choice.dtype, self.choice.device)
         self.engine = Engine(
             ModelRunner(self.model, blocks, config.block_size),
@@ -156,7 +159,14 @@ class LLM:
             self.tokenizer,
             self.config.eos_token_ids,
             self.config.max_position_embeddings,
+            drafter,
         )
+
+    def draft_model(self, name: str) -> DraftModel:
+        """Load a small model that drafts for this one. ValueError if it has another vocabulary."""
+        drafter = load(name, self.choice.device, self.choice.dtype, pack=self.choice.pack)
+        check_same_vocabulary(drafter.tokenizer.vocab, self.tokenizer.vocab)
+        return DraftModel(drafter.model)
 
     @torch.inference_mode()
     def step(self) -> None:

@@ -53,6 +53,7 @@ class Request:
         index: which of the `n` continuations of one prompt this is.
         siblings: the others, until the prompt has been computed, which they share.
         draft: guesses for the next tokens, to be verified in the same step.
+        draftable: whether the engine may make such guesses.
         history: what the sampler must know of the text; None where the parameters ask for nothing of it.
         guide: holds the answer to its form.
         logprobs: of each chosen token, if the parameters ask for them.
@@ -68,6 +69,7 @@ class Request:
     index: int = 0
     siblings: list["Request"] = field(default_factory=list)
     draft: list[int] = field(default_factory=list)
+    draftable: bool = True
     history: "Text | None" = None
     guide: "Guide | None" = None
     logprobs: "list[TokenLogprobs]" = field(default_factory=list)
