@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from course_lib.train.recipe import Recipe
+
 ABOUT = {
     "course-10m": "The model that Day 9 trains and that the later days quantize, compress and serve.",
     "course-1m": "The draft of course-10m for speculative decoding: it has the same vocabulary.",
@@ -12,8 +14,9 @@ CORPUS = (
 )
 
 
-def card(facts: dict[str, Any], samples: dict[str, str]) -> str:
-    """The text of README.md. `samples` maps prompts to what the model made of them."""
+def card(facts: dict[str, Any], samples: dict[str, str], usual: Recipe) -> str:
+    """The text of README.md. `samples` maps prompts to what the model made of them; `usual` is the recipe
+    that the command takes by itself."""
     recipe, name = facts["recipe"], facts["model"]
     tokens_a_step = facts["tokens"] // recipe["steps"]
     optimizer = "AdamW" if recipe["muon_lr"] is None else "Muon for the blocks' matrices, AdamW for the rest"
@@ -25,6 +28,9 @@ def card(facts: dict[str, Any], samples: dict[str, str]) -> str:
     command = f"python -m course_lib.train --model {name} --budget {facts['budget']}" + (
         f" --teacher {facts['teacher']}" if facts["teacher"] else ""
     )
+    for option, entry in (("--lr", "lr"), ("--muon-lr", "muon_lr")):
+        if recipe[entry] != getattr(usual, entry):
+            command += f" {option} {recipe[entry]}"
     rows = {
         "weights": f"{facts['weights']:,}, in bfloat16",
         "text": CORPUS if plays else f"{facts['data']}; its last twentieth was held out.",

@@ -161,7 +161,7 @@ def write_facts(model: nn.Module, tokenizer: Tokenizer, folder: Path, facts: dic
     size = facts["recipe"]["block_size"]
     spoken = {prompt: sample(model, tokenizer, prompt, tokens=100, context=size) for prompt in prompts}
     (folder / "training.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-    (folder / "README.md").write_text(card(facts, spoken), encoding="utf-8")
+    (folder / "README.md").write_text(card(facts, spoken, USUAL), encoding="utf-8")
 
 
 def save_decoder(model: nn.Module, folder: Path, end: int) -> None:
@@ -208,7 +208,7 @@ def alone(folder: Path) -> Iterator[None]:
 
 # Tokens of the full budget. The plays have 1.7 million, so these are several epochs.
 FULL_TOKENS = {
-    "course-1m": 12_000_000,
+    "course-1m": 860 * 4096,
     "course-4m": 10_000_000,
     "course-10m": 1075 * 4096,
     "modern-1m": 12_000_000,
