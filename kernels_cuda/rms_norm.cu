@@ -3,7 +3,8 @@
 // Shapes   x, y, residual: (rows, columns) float32, row-major; weight w: (columns,) float32.
 // CPU      for (int i = 0; i < rows; ++i) {
 //              float squares = 0;
-//              for (int j = 0; j < columns; ++j) squares += x[i * columns + j] * x[i * columns + j];
+//              for (int j = 0; j < columns; ++j)
+//                  squares += x[i * columns + j] * x[i * columns + j];
 //              for (int j = 0; j < columns; ++j)
 //                  y[i * columns + j] = x[i * columns + j] / sqrtf(squares / columns + eps) * w[j];
 //          }

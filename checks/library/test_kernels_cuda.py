@@ -1,11 +1,13 @@
 """The CUDA kernels in the kernel lab: results over awkward shapes, and counts that closed formulas give."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from course_lib.kernels.lab import Module, Report
+from course_lib.kernels import paged as reference
+from course_lib.kernels.lab import Module, Report, on_cuda
 
 KERNELS = Path(__file__).resolve().parents[2] / "kernels_cuda"
 
@@ -27,6 +29,25 @@ def load(name: str) -> Module:
 
 def ceil(a: int, b: int) -> int:
     return -(-a // b)
+
+
+@pytest.mark.skipif(
+    on_cuda.nvrtc() is None and shutil.which("nvcc") is None, reason="there is no CUDA compiler"
+)
+@pytest.mark.parametrize(
+    ("name", "kernel"),
+    [
+        ("flash_attention", "attention_online<32>"),
+        ("flash_attention", "flash_attention<128>"),
+        ("paged_attention", "paged_attention_naive<64>"),
+        ("paged_attention", "paged_attention_split<128, 4>"),
+    ],
+)
+def test_templates_compile_for_a_gpu(name: str, kernel: str) -> None:
+    source = (KERNELS / f"{name}.cu").read_text()
+    for chip in ("sm_80", "sm_90"):
+        code, _ = on_cuda.compile_cubin(source, f"{name}.cu", kernel, chip)
+        assert code[:4] == b"\x7fELF"
 
 
 # matmul
@@ -254,3 +275,154 @@ def test_rope_reads_the_table_once_a_token() -> None:
         assert report.traffic("x").bytes == 8 * tokens * heads * d
         assert report.traffic("x").sectors == report.traffic("x").ideal_sectors
         assert report.global_bytes - report.traffic("positions").bytes - 8 * tokens * heads * d == table
+
+
+# attention
+
+
+def exact_attention(
+    q: np.ndarray, k: np.ndarray, v: np.ndarray, scale: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Causal attention in float64, and each row's log-sum-exp; heads repeated for their groups."""
+    group = q.shape[0] // k.shape[0]
+    k, v = np.repeat(k, group, 0).astype(np.float64), np.repeat(v, group, 0).astype(np.float64)
+    scores = np.where(np.tri(q.shape[1], dtype=bool), scale * q @ k.swapaxes(1, 2), -np.inf)
+    lse = np.logaddexp.reduce(scores, -1)
+    return np.exp(scores - lse[..., None]) @ v, lse
+
+
+@pytest.mark.parametrize("kernel", ["attention_global", "attention_naive"])
+@pytest.mark.parametrize(("heads", "n", "d"), [(1, 1, 1), (2, 37, 13), (1, 131, 24)])
+def test_attention_a_row_a_block(kernel: str, heads: int, n: int, d: int) -> None:
+    q, k, v = normal(1, 3, heads, n, d)
+    out, scores = np.full_like(q, np.nan), np.full((heads, n, n), np.nan, np.float32)
+    scale = d**-0.5
+    arguments = (q, k, v, scores, out) if kernel == "attention_global" else (q, k, v, out)
+    shared = 0 if kernel == "attention_global" else 4 * n
+    module = load("attention_naive")
+    report = module.launch(kernel, (n, heads), 128, *arguments, n, d, scale, shared_bytes=shared)
+    np.testing.assert_allclose(out, exact_attention(q, k, v, scale)[0], **FP32)
+    for name in ("k", "v"):
+        assert report.traffic(name, kind="read").bytes == 4 * heads * n * (n + 1) // 2 * d
+    for name in ("q", "out"):
+        assert report.traffic(name).bytes == 4 * heads * n * d
+    if kernel == "attention_global":
+        assert report.traffic("scores").bytes == 4 * heads * n * (n + 1) // 2 * (3 + d)
+    if d == 24:  # rows of whole sectors
+        assert (report.traffic("k").sectors == report.traffic("k").ideal_sectors) == (
+            kernel == "attention_naive"
+        )
+
+
+FLASH = ("attention_online", "flash_attention")
+
+
+def flash(kernel: str, heads: int, kv_heads: int, n: int, d: int, spread: float = 1.0) -> Report:
+    q, k, v = spread * normal(1, heads, n, d), normal(2, kv_heads, n, d), normal(3, kv_heads, n, d)
+    out, lse = np.full_like(q, np.nan), np.full((heads, n), np.nan, np.float32)
+    tiled = kernel == "flash_attention"
+    grid, shared = (ceil(n, 32 if tiled else 4), heads), 4 * 32 * (3 * d + 1 + 32) if tiled else 0
+    arguments = (q, k, v, out, lse, n, heads, kv_heads, d**-0.5)
+    module = load("flash_attention")
+    report = module.launch(f"{kernel}<{d}>", grid, 128, *arguments, shared_bytes=shared)
+    want, want_lse = exact_attention(q, k, v, d**-0.5)
+    np.testing.assert_allclose(out, want, **FP32)
+    np.testing.assert_allclose(lse, want_lse, **FP32)
+    return report
+
+
+@pytest.mark.parametrize("kernel", FLASH)
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "n", "d"),
+    [(1, 1, 1, 32), (4, 2, 37, 32), (3, 1, 33, 64), (2, 2, 71, 64), (1, 1, 35, 128)],
+)
+def test_flash_attention_is_attention(kernel: str, heads: int, kv_heads: int, n: int, d: int) -> None:
+    flash(kernel, heads, kv_heads, n, d)
+
+
+@pytest.mark.parametrize("kernel", FLASH)
+def test_flash_attention_with_scores_that_exp_cannot_hold(kernel: str) -> None:
+    flash(kernel, 1, 1, 40, 32, spread=60.0)
+
+
+@pytest.mark.parametrize("n", [64, 96, 101])
+def test_flash_attention_reads_and_writes_what_the_formulas_say(n: int) -> None:
+    heads, kv_heads, d, tile = 2, 1, 64, 32
+    report = flash("flash_attention", heads, kv_heads, n, d)
+    for name in ("k", "v"):
+        read = sum(min(top + tile, n) for top in range(0, n, tile)) * d
+        assert report.traffic(name).bytes == 4 * heads * read
+        if n % tile == 0:
+            assert 2 * read == n * (n + tile) * d // tile
+    assert report.traffic("q").bytes == report.traffic("out").bytes == 4 * heads * n * d
+    assert report.traffic("lse").bytes == 4 * heads * n
+    written = sum(row.bytes for row in report.rows if row.kind == "write" and row.space == "global")
+    assert written == 4 * heads * (n * d + n)
+    assert report.bank_conflicts == 0 and report.traffic("k").sectors == report.traffic("k").ideal_sectors
+
+
+def test_attention_online_reads_every_key_for_every_row() -> None:
+    heads, n, d = 2, 45, 32
+    report = flash("attention_online", heads, 1, n, d)
+    assert report.traffic("k").bytes + report.traffic("v").bytes == 4 * heads * n * (n + 1) * d
+    assert report.shared_bytes == 0
+
+
+# paged_attention
+
+
+def paged(
+    kernel: str, lengths: list[int], heads: int, kv_heads: int, d: int, size: int, parts: int = 1
+) -> Report:
+    rng = np.random.default_rng(7)
+    texts, most = len(lengths), max(ceil(length, size) for length in lengths) + 1
+    blocks = texts * most
+    q, out = normal(1, texts, heads, d), np.full((texts, heads, d), np.nan, np.float32)
+    keys, values = normal(2, blocks, size, kv_heads, d), normal(3, blocks, size, kv_heads, d)
+    tables = rng.permutation(blocks).reshape(texts, most).astype(np.int32)
+    for text, length in enumerate(lengths):  # what is behind a text's last block has no meaning
+        tables[text, ceil(length, size) :] = -1
+    counts, scale, group = np.array(lengths, np.int32), d**-0.5, heads // kv_heads
+    module, pool = load("paged_attention"), (keys, values, tables, counts)
+    if kernel == "paged_attention_naive":
+        arguments = (q, *pool, out, most, size, kv_heads, scale)
+        report = module.launch(f"{kernel}<{d}>", (texts, heads), 128, *arguments)
+    elif kernel == "paged_attention":
+        arguments = (q, *pool, out, most, size, scale)
+        report = module.launch(f"{kernel}<{d}, {group}>", (texts, kv_heads), 128, *arguments)
+    else:
+        outs, lses = zeros(parts, texts, heads, d), zeros(parts, texts, heads)
+        arguments = (q, *pool, outs, lses, most, size, scale)
+        report = module.launch(f"{kernel}<{d}, {group}>", (texts, kv_heads, parts), 128, *arguments)
+        module.launch("merge_parts", (texts, heads), 32, outs, lses, out, parts, d)
+        written = report.traffic("outs").bytes + report.traffic("lses").bytes
+        assert written == 4 * parts * texts * heads * (d + 1)
+    want = reference.paged_attention(q.astype(np.float64), keys, values, tables, counts)
+    np.testing.assert_allclose(out, want, **FP32)
+    return report
+
+
+PAGED = ("paged_attention_naive", "paged_attention", "paged_attention_split")
+
+
+@pytest.mark.parametrize("kernel", PAGED)
+@pytest.mark.parametrize(
+    ("lengths", "heads", "kv_heads", "d", "size"),
+    [([1], 1, 1, 32, 16), ([17, 1, 5], 4, 2, 32, 4), ([31, 64], 6, 2, 64, 16), ([7, 23], 3, 1, 32, 1)],
+)
+def test_paged_attention_is_attention_over_the_pool(
+    kernel: str, lengths: list[int], heads: int, kv_heads: int, d: int, size: int
+) -> None:
+    paged(kernel, lengths, heads, kv_heads, d, size, parts=3)
+
+
+def test_a_group_of_heads_reads_its_keys_once() -> None:
+    lengths, heads, kv_heads, d = [37, 64, 5], 6, 2, 64
+    for kernel, readers in zip(PAGED, (heads, kv_heads, kv_heads), strict=True):
+        report = paged(kernel, lengths, heads, kv_heads, d, 16, parts=4)
+        for name in ("keys", "values"):
+            assert report.traffic(name).bytes == 4 * sum(lengths) * readers * d
+            assert report.traffic(name).sectors == report.traffic(name).ideal_sectors
+        parts = 4 if kernel == "paged_attention_split" else 1
+        assert report.traffic("q").bytes == 16 * parts * len(lengths) * heads * d  # by four warps
+        assert report.bank_conflicts == 0
