@@ -426,3 +426,57 @@ def test_a_group_of_heads_reads_its_keys_once() -> None:
         parts = 4 if kernel == "paged_attention_split" else 1
         assert report.traffic("q").bytes == 16 * parts * len(lengths) * heads * d  # by four warps
         assert report.bank_conflicts == 0
+
+
+# gemv_int8 and gemv_int4
+
+
+def gemv(kernel: str, rows: int, columns: int) -> Report:
+    rng = np.random.default_rng(rows)
+    x, y = normal(1, columns), np.full(rows, np.nan, np.float32)
+    if "int8" in kernel:
+        weights = rng.integers(-128, 128, (rows, columns)).astype(np.int8)
+        codes, scales = weights, rng.uniform(1e-3, 2e-3, rows).astype(np.float32)
+        exact = weights * scales[:, None].astype(np.float64)
+    else:
+        weights = rng.integers(0, 16, (rows, columns)).astype(np.uint8)
+        codes = weights[:, ::2] | weights[:, 1::2] << 4
+        scales = rng.uniform(0.01, 0.02, (rows, columns // 32)).astype(np.float32)
+        exact = (weights.astype(np.float64) - 8) * np.repeat(scales, 32, 1)
+    per_block = {"naive": 128, "warp": 4}.get(kernel.split("_")[-1], 16)
+    arguments = (codes, scales, x, y, rows, columns)
+    report = load(kernel[:9]).launch(kernel, ceil(rows, per_block), 128, *arguments)
+    np.testing.assert_allclose(y, exact @ x, **FP32)
+    return report
+
+
+@pytest.mark.parametrize("kernel", ["gemv_int8_naive", "gemv_int8_warp", "gemv_int8"])
+@pytest.mark.parametrize(("rows", "columns"), [(1, 4), (1, 1012), (37, 52), (131, 128)])
+def test_gemv_int8(kernel: str, rows: int, columns: int) -> None:
+    gemv(kernel, rows, columns)
+
+
+@pytest.mark.parametrize("kernel", ["gemv_int4_naive", "gemv_int4"])
+@pytest.mark.parametrize(("rows", "columns"), [(1, 32), (1, 992), (37, 96), (131, 128)])
+def test_gemv_int4(kernel: str, rows: int, columns: int) -> None:
+    gemv(kernel, rows, columns)
+
+
+def test_gemv_counts() -> None:
+    rows, columns = 32, 256
+    weights, best = (
+        rows * columns,
+        {"gemv_int8": ("w", rows * columns), "gemv_int4": ("codes", rows * columns // 2)},
+    )
+    for kernel, (codes, size) in best.items():
+        naive, fast = gemv(f"{kernel}_naive", rows, columns), gemv(kernel, rows, columns)
+        for report, of_x in ((naive, 4), (fast, 1)):
+            assert report.traffic(codes).bytes == size
+            assert report.traffic("x").bytes == of_x * weights
+        assert fast.traffic(codes).sectors == size // 32
+        assert naive.traffic(codes).sectors == 32 * fast.traffic(codes).sectors
+    by_warp, fast = gemv("gemv_int8_warp", rows, columns), gemv("gemv_int8", rows, columns)
+    assert by_warp.traffic("x").bytes == 4 * weights and by_warp.traffic("w").sectors == weights // 32
+    assert by_warp.traffic("w").requests == 4 * fast.traffic("w").requests
+    # One scale for 32 weights, asked for by the 8 lanes that share it: a warp's four lie in one sector.
+    assert gemv("gemv_int4", rows, columns).traffic("scales").sectors == rows * columns // 128
