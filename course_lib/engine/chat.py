@@ -53,6 +53,7 @@ def main(
     speculate: Annotated[
         str, typer.Option(help="Draft tokens: off, ngram, or a small model's name. The text stays the same.")
     ] = "off",
+    quantize: Annotated[str, typer.Option(help="Bits of the weights: off, int8 or int4.")] = "off",
 ) -> None:
     """Run a language model on this machine: one answer with --prompt, otherwise a conversation."""
     from course_lib import assets
@@ -69,7 +70,7 @@ def main(
         params = SamplingParams(
             temperature, top_k, top_p, min_p, seed, max_tokens, repetition_penalty=repetition_penalty
         )
-        llm = LLM(model, device, dtype, threads, EngineConfig(speculative=speculate))
+        llm = LLM(model, device, dtype, threads, EngineConfig(speculative=speculate), quantize)  # type: ignore[arg-type]
         introduce(llm)
         opening = [{"role": "system", "content": system}] if system else []
         if prompt is not None:

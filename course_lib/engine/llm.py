@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -23,6 +24,7 @@ from course_lib.engine.model_runner import ModelRunner
 from course_lib.engine.request import FinishReason, Request
 from course_lib.hardware.detect import detect
 from course_lib.model.config import ModelConfig
+from course_lib.quant.linear import Scheme
 
 Prompt = str | Sequence[Message]
 POOL_SHARE = {"cpu": 0.125, "mps": 0.125, "cuda": 0.8}  # of the memory; on CUDA of what is free of it
@@ -128,17 +130,21 @@ class LLM:
         dtype: str = "auto",
         threads: int | None = None,
         config: EngineConfig | None = None,
+        quantize: Scheme | Literal["off"] = "off",
+        group_size: int = 32,
     ):
-        """`model` is a name, a path, or a model's id at the Hugging Face Hub: see `load`.
+        """`model` is a name, a path, or a model's id at the Hugging Face Hub.
+
+        For it, `quantize` and `group_size` see `load`.
 
         Raises:
             CheckpointError: the model's files cannot be used.
-            ValueError: unknown device or dtype, or a draft model (`config.speculative`) of another
-                vocabulary.
+            ValueError: unknown device or dtype, a model that cannot be quantized like that, or a draft
+                model (`config.speculative`) of another vocabulary.
         """
         self.choice = choose(device, dtype, threads)
         torch.set_num_threads(1)  # loading is many short loops: threads would mostly wait for each other
-        loaded = load(model, self.choice.device, self.choice.dtype, pack=self.choice.pack)
+        loaded = load(model, self.choice.device, self.choice.dtype, self.choice.pack, quantize, group_size)
         self.name, self.model, self.config = loaded.name, loaded.model, loaded.config
         self.tokenizer, self.chat_template, self.prefix = (
             loaded.tokenizer,

@@ -8,7 +8,7 @@ Jinja are read: nothing that could hold a program, but for the template, which r
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -25,6 +25,7 @@ from course_lib.model.load import (
     open_checkpoint,
     read_json,
 )
+from course_lib.quant.linear import SCHEMES, Scheme, quantize_linears
 from course_lib.tokenizer import Tokenizer
 from course_lib.tokenizer.files import read_tokenizer, tokenizer_from_gguf, tokens_before_text
 
@@ -52,12 +53,20 @@ def load(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     pack: bool = False,
+    quantize: Scheme | Literal["off"] = "off",
+    group_size: int = 32,
 ) -> Loaded:
     """Find a model by its name or path and load all of it; arguments as in `load_model`.
 
+    `quantize` gives its matrices 8 or 4 bits a number, in groups of `group_size` for 4: see
+    `course_lib.quant`. They have an order of their own and are not packed.
+
     Raises:
         CheckpointError: there is no such model, or its files cannot be used; the message says why.
+        ValueError: the model cannot be quantized like that.
     """
+    if quantize not in ("off", *SCHEMES):
+        raise ValueError(f"quantize is {quantize!r}; choose {', '.join(SCHEMES)}, or 'off'.")
     path = find(model)
     checkpoint = open_checkpoint(path)
     try:
@@ -79,7 +88,9 @@ def load(
     config = replace(config, eos_token_ids=tuple(sorted(ends)))
     known = assets.CATALOG.get(str(model)) or assets.SHIPPED.get(str(model))
     name = known.title if known else "your own model" if str(model) == "mine" else checkpoint.path.stem
-    decoder = load_model(checkpoint, device, dtype, pack)
+    decoder = load_model(checkpoint, device, dtype, pack and quantize == "off")
+    if quantize != "off":
+        quantize_linears(decoder, quantize, group_size)
     return Loaded(name, decoder, tokenizer, template, config, prefix)
 
 
