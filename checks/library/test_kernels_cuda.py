@@ -15,6 +15,10 @@ KERNELS = Path(__file__).resolve().parents[2] / "kernels_cuda"
 FP32 = {"rtol": 2e-5, "atol": 2e-5}
 
 
+def agree(got: np.ndarray, want: np.ndarray, rtol: float = FP32["rtol"], atol: float = FP32["atol"]) -> None:
+    np.testing.assert_allclose(got, want, rtol=rtol, atol=atol)
+
+
 def zeros(*shape: int) -> np.ndarray:
     return np.zeros(shape, np.float32)
 
@@ -52,7 +56,7 @@ def test_templates_compile_for_a_gpu(name: str, kernel: str) -> None:
 
 # matmul
 
-MATMUL = {
+MATMUL: dict[str, tuple[tuple[int, int], int | tuple[int, int], type]] = {
     "matmul_naive": ((32, 8), (32, 8), np.float32),
     "matmul_tiled": ((16, 16), (16, 16), np.float32),
     "matmul_register_tiled": ((64, 64), (16, 16), np.float32),
@@ -62,11 +66,12 @@ MATMUL = {
 
 def multiply(kernel: str, rows: int, columns: int, depth: int) -> Report:
     (width, height), block, dtype = MATMUL[kernel]
-    a, b = normal(1, rows, depth).astype(dtype), normal(2, depth, columns).astype(dtype)
+    a: np.ndarray = normal(1, rows, depth).astype(dtype)
+    b: np.ndarray = normal(2, depth, columns).astype(dtype)
     c = np.full((rows, columns), np.nan, np.float32)
     grid = (ceil(columns, width), ceil(rows, height))
     report = load("matmul").launch(kernel, grid, block, a, b, c, rows, columns, depth)
-    np.testing.assert_allclose(c, a.astype(np.float64) @ b.astype(np.float64), **FP32)
+    agree(c, a.astype(np.float64) @ b.astype(np.float64))
     return report
 
 
@@ -116,7 +121,7 @@ def soften(kernel: str, x: np.ndarray, threads: int = 256) -> Report:
     shared = 4 * threads if kernel == "softmax_two_pass" else 0
     report = load("softmax").launch(kernel, rows, threads, x, y, columns, shared_bytes=shared)
     exponentials = np.exp(x.astype(np.float64) - x.max(-1, keepdims=True))
-    np.testing.assert_allclose(y, exponentials / exponentials.sum(-1, keepdims=True), **FP32)
+    agree(y, exponentials / exponentials.sum(-1, keepdims=True))
     return report
 
 
@@ -164,7 +169,7 @@ def normalize(kernel: str, x: np.ndarray, threads: int, tolerance: dict[str, flo
         report = module.launch(kernel, rows, threads, *arguments, shared_bytes=shared)
     exact = x.astype(np.float64)
     want = (exact - exact.mean(-1, keepdims=True)) / np.sqrt(exact.var(-1, keepdims=True) + EPS)
-    np.testing.assert_allclose(y, want * weight + bias, **tolerance)
+    agree(y, want * weight + bias, **tolerance)
     return report
 
 
@@ -210,13 +215,13 @@ def normalize_rms(kernel: str, rows: int, columns: int) -> Report:
         residual = normal(3, rows, columns)
         total = total + residual
         report = module.launch(kernel, warps, 128, x, residual, *rest)
-        np.testing.assert_allclose(residual, total, **FP32)
+        agree(residual, total)
     else:
         report = module.launch(
             kernel, ceil(rows, 128) if kernel == "rms_norm_naive" else warps, 128, x, *rest
         )
     want = total / np.sqrt((total**2).mean(-1, keepdims=True) + EPS) * weight
-    np.testing.assert_allclose(y, want, **FP32)
+    agree(y, want)
     return report
 
 
@@ -254,7 +259,7 @@ def rotate(kernel: str, tokens: int, heads: int, d: int, base: float = 10000.0) 
     table = () if kernel == "rope_naive" else (cosines, sines)
     sizes = (tokens, heads, d, base) if kernel == "rope_naive" else (tokens, heads, d)
     report = load("rope").launch(kernel, ceil(items, 128), 128, x, positions, *table, *sizes)
-    np.testing.assert_allclose(x, np.concatenate([turned.real, turned.imag], -1), **FP32)
+    agree(x, np.concatenate([turned.real, turned.imag], -1))
     return report
 
 
@@ -301,7 +306,7 @@ def test_attention_a_row_a_block(kernel: str, heads: int, n: int, d: int) -> Non
     shared = 0 if kernel == "attention_global" else 4 * n
     module = load("attention_naive")
     report = module.launch(kernel, (n, heads), 128, *arguments, n, d, scale, shared_bytes=shared)
-    np.testing.assert_allclose(out, exact_attention(q, k, v, scale)[0], **FP32)
+    agree(out, exact_attention(q, k, v, scale)[0])
     for name in ("k", "v"):
         assert report.traffic(name, kind="read").bytes == 4 * heads * n * (n + 1) // 2 * d
     for name in ("q", "out"):
@@ -326,8 +331,8 @@ def flash(kernel: str, heads: int, kv_heads: int, n: int, d: int, spread: float 
     module = load("flash_attention")
     report = module.launch(f"{kernel}<{d}>", grid, 128, *arguments, shared_bytes=shared)
     want, want_lse = exact_attention(q, k, v, d**-0.5)
-    np.testing.assert_allclose(out, want, **FP32)
-    np.testing.assert_allclose(lse, want_lse, **FP32)
+    agree(out, want)
+    agree(lse, want_lse)
     return report
 
 
@@ -384,6 +389,7 @@ def paged(
         tables[text, ceil(length, size) :] = -1
     counts, scale, group = np.array(lengths, np.int32), d**-0.5, heads // kv_heads
     module, pool = load("paged_attention"), (keys, values, tables, counts)
+    arguments: tuple[np.ndarray | float, ...]
     if kernel == "paged_attention_naive":
         arguments = (q, *pool, out, most, size, kv_heads, scale)
         report = module.launch(f"{kernel}<{d}>", (texts, heads), 128, *arguments)
@@ -398,7 +404,7 @@ def paged(
         written = report.traffic("outs").bytes + report.traffic("lses").bytes
         assert written == 4 * parts * texts * heads * (d + 1)
     want = reference.paged_attention(q.astype(np.float64), keys, values, tables, counts)
-    np.testing.assert_allclose(out, want, **FP32)
+    agree(out, want)
     return report
 
 
@@ -435,9 +441,9 @@ def gemv(kernel: str, rows: int, columns: int) -> Report:
     rng = np.random.default_rng(rows)
     x, y = normal(1, columns), np.full(rows, np.nan, np.float32)
     if "int8" in kernel:
-        weights = rng.integers(-128, 128, (rows, columns)).astype(np.int8)
-        codes, scales = weights, rng.uniform(1e-3, 2e-3, rows).astype(np.float32)
-        exact = weights * scales[:, None].astype(np.float64)
+        codes: np.ndarray = rng.integers(-128, 128, (rows, columns)).astype(np.int8)
+        scales = rng.uniform(1e-3, 2e-3, rows).astype(np.float32)
+        exact = codes * scales[:, None].astype(np.float64)
     else:
         weights = rng.integers(0, 16, (rows, columns)).astype(np.uint8)
         codes = weights[:, ::2] | weights[:, 1::2] << 4
@@ -446,7 +452,7 @@ def gemv(kernel: str, rows: int, columns: int) -> Report:
     per_block = {"naive": 128, "warp": 4}.get(kernel.split("_")[-1], 16)
     arguments = (codes, scales, x, y, rows, columns)
     report = load(kernel[:9]).launch(kernel, ceil(rows, per_block), 128, *arguments)
-    np.testing.assert_allclose(y, exact @ x, **FP32)
+    agree(y, exact @ x)
     return report
 
 
