@@ -52,19 +52,22 @@ def sample(
     First temperature, then top-k, top-p, min-p, each on what the one before it left.
 
     Args:
-        logits: one row a choice; -inf rules a token out.
+        logits: one row a choice, below +inf; -inf rules a token out.
         uniform: one draw from [0, 1) a row; for a single row a plain number will do.
-        temperature: 0 takes the most probable token (of equal ones the first) and looks at nothing
-            else; 1 is the model's own distribution; lower is sharper.
-        top_k: keep the k most probable tokens, and those as probable as the k-th; 0 keeps all.
-        top_p: keep the fewest tokens that hold this share (`keep_top_p`); 1 keeps all.
-        min_p: keep tokens at least this many times as probable as the best; 0 keeps all.
+        temperature: from 0 up. 0 takes the most probable token (of equal ones the first), whatever
+            the filters are; 1 is the model's own distribution; lower is sharper.
+        top_k: from 0 up: keep the k most probable tokens, and those as probable as the k-th; 0
+            keeps all.
+        top_p: above 0, at most 1: keep the fewest tokens that hold this share (`keep_top_p`); 1
+            keeps all.
+        min_p: 0 to 1: keep tokens at least this many times as probable as the best; 0 keeps all.
 
     Returns:
         (...), integers in 0..vocab-1.
 
     Raises:
-        ValueError: a setting outside its range; a row with a NaN, or without a finite logit.
+        ValueError: a setting outside its range; a row with a NaN or +inf, or without a
+            finite logit. At temperature 0, too.
 
     Source: Fan et al. (2018) for top-k; Holtzman et al. (2019) for top-p; Nguyen et al. (2024) for
     min-p.
