@@ -91,12 +91,15 @@ def test_matmul_multiplies(kernel: str, shape: tuple[int, int, int]) -> None:
     ],
 )
 def test_matmul_reads_each_matrix_once_a_tile(kernel: str, across: int, down: int) -> None:
-    rows, columns, depth = 64, 128, 32
+    rows, columns, depth = 128, 64, 32
     report = multiply(kernel, rows, columns, depth)
     size = np.dtype(MATMUL[kernel][2]).itemsize
     assert report.traffic("a").bytes == size * rows * columns * depth // across
     assert report.traffic("b").bytes == size * rows * columns * depth // down
     assert report.traffic("c").bytes == 4 * rows * columns
+    blocks = rows * columns // (across * down)
+    barriers = {"matmul_naive": 0, "matmul_wmma": 2 * depth // 16 + 1}
+    assert report.barriers == blocks * barriers.get(kernel, 2 * depth // 16)
     assert report.sectors == report.ideal_sectors
 
 
