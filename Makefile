@@ -39,7 +39,7 @@ setup: ## install what the course needs into .venv
 start: setup ## open JupyterLab at the first unfinished day
 	@$(venv)/python -m course_lib.classroom start
 
-engine: setup ## chat with the model; PROMPT="…": one answer; MODEL=file; SPECULATE=ngram; QUANTIZE=int8; PARTS=mine
+engine: setup ## chat; PROMPT="…" MODEL=file SPECULATE=ngram QUANTIZE=int8 PARTS=mine
 	@$(venv)/python -m course_lib.engine $(if $(PROMPT),--prompt "$$PROMPT") $(if $(MODEL),--model "$$MODEL") \
 		$(if $(SPECULATE),--speculate "$$SPECULATE") $(if $(QUANTIZE),--quantize "$$QUANTIZE")
 
