@@ -39,11 +39,11 @@ setup: ## install what the course needs into .venv
 start: setup ## open JupyterLab at the first unfinished day
 	@$(venv)/python -m course_lib.classroom start
 
-engine: setup ## chat; PROMPT="…" MODEL=file SPECULATE=ngram QUANTIZE=int8 PARTS=mine
+engine: setup ## chat; PROMPT="…" MODEL= SPECULATE=ngram QUANTIZE=int8 PARTS=mine
 	@$(venv)/python -m course_lib.engine $(if $(PROMPT),--prompt "$$PROMPT") $(if $(MODEL),--model "$$MODEL") \
 		$(if $(SPECULATE),--speculate "$$SPECULATE") $(if $(QUANTIZE),--quantize "$$QUANTIZE")
 
-train: setup ## train a model of your own; BUDGET=2min|15min|full; DATA=folder; NEW=1
+train: setup ## train a model; BUDGET=2min|15min|full MODEL= DATA=folder NEW=1
 	@$(venv)/python -m course_lib.train $(if $(BUDGET),--budget "$$BUDGET") $(if $(MODEL),--model "$$MODEL") \
 		$(if $(DATA),--data "$$DATA") $(if $(NEW),--new)
 

@@ -166,9 +166,9 @@ def test_promise_8_health_tells_the_truth(llama, monkeypatch):
 
     async def ask(engine):
         assert engine.health().ok
-        waiting = [asyncio.create_task(read(engine, [i])) for i in range(3)]
+        waiting = [asyncio.create_task(read(engine, [i])) for i in range(2)]
         await asyncio.gather(*waiting, return_exceptions=True)
-        assert engine.health().ok  # one failed step, three requests told: it can go on
+        assert engine.health().ok  # one failed step or two, both requests told: it can go on
         monkeypatch.setattr(core.scheduler, "schedule", broken)
         waiting = [asyncio.create_task(read(engine, [i])) for i in range(3)]
         for error in await asyncio.gather(*waiting, return_exceptions=True):

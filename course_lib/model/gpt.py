@@ -119,7 +119,11 @@ class GPT(nn.Module):
                 nn.init.normal_(param, std=0.02 / math.sqrt(2 * config.n_layer) if writes else 0.02)
 
     def forward(self, ids: Int64[Tensor, "B T"]) -> Float[Tensor, "B T V"]:
-        """Logits for the token after each of `ids`. ValueError for more tokens than positions."""
+        """Logits for the token after each of `ids`.
+
+        Raises:
+            ValueError: more tokens than positions; the message says how many of these there are.
+        """
         tokens, places = ids.shape[1], self.config.n_positions
         if tokens > places:
             raise ValueError(f"{tokens} tokens do not fit: the model has {places} positions")

@@ -19,8 +19,11 @@ class TokenLoader:
     block_size, so that the next epoch cuts elsewhere; a window never crosses from one shard into
     another. All ranks share one order. A step takes the next batch_size * world_size windows of
     it, the first batch_size for rank 0, the next for rank 1; where an epoch ends within a step,
-    the next epoch goes on. Offsets and order come from (seed, epoch) alone, so the whole state is
-    two numbers, and a run may go on with another batch size or world size.
+    the next epoch goes on. Offsets and order come from (seed, epoch) alone, so two numbers say
+    where a run stands; its state also holds the shards' lengths, block_size and seed, by which
+    another loader's state is recognized. A run may go on with another batch size or world size.
+
+    `epoch`, counted from 0, is that of the last window taken.
 
     Args:
         shards: 1-D .npy files of uint16 or uint32 tokens.

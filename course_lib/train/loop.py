@@ -51,7 +51,7 @@ def fit(
             peak * recipe.factor(step).
         loader: recipe.accumulation batches of it make a step. Among several ranks, each with a
             loader of its own, only rank 0 evaluates, saves and reports.
-        held_out: evaluated every recipe.evaluate_every steps and after the last.
+        held_out: evaluated every recipe.evaluate_every steps (0: never between) and after the last.
         run: folder of the checkpoints, one every recipe.save_every steps and after the last.
         report: called after each step with what it gave.
 
@@ -60,7 +60,8 @@ def fit(
         bits_per_byte where it was evaluated.
 
     Raises:
-        TrainingStopped: the loss diverged. The last checkpoint is from before.
+        TrainingStopped: the gradient was not finite; the message names the step. The last
+            checkpoint is from before.
         CheckpointError: the last checkpoint is damaged, or of another model.
         OSError: a checkpoint could not be written. The one before it is still there.
     """

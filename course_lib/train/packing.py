@@ -33,9 +33,10 @@ def pack_documents(
         pad_id: what fills the last row. Its document is -1, its position 0.
 
     Returns:
-        Packed(tokens, documents, positions), int64, of shape (rows, block_size). Positions count
-        from 0 at a document's first token in each row: what went before is in another row, which
-        attention cannot reach.
+        Packed(tokens, documents, positions), int64, of shape (rows, block_size); no documents at
+        all give no rows. Packed.documents tells, for each token, which of the given documents it
+        belongs to, counted from 0. Positions count from 0 at a document's first token in each
+        row: what went before is in another row, which attention cannot reach.
 
     Raises:
         ValueError: block_size is below 1.
