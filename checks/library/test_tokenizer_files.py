@@ -384,7 +384,7 @@ def test_sentencepiece_models_that_we_would_get_wrong(options, message, tmp_path
 @settings(max_examples=200, deadline=None)
 @given(
     cut=st.integers(0, 3000),
-    changes=st.lists(st.tuples(st.integers(0, 3000), st.integers(0, 255)), max_size=3),
+    changes=st.lists(st.tuples(st.integers(0, 12_000), st.integers(0, 255)), max_size=3),
 )
 def test_damaged_sentencepiece_model_loads_or_says_why(sentencepiece_pair, tmp_path_factory, cut, changes):
     data = bytearray(sentencepiece_pair[1])
@@ -394,6 +394,19 @@ def test_damaged_sentencepiece_model_loads_or_says_why(sentencepiece_pair, tmp_p
     (folder / "tokenizer.model").write_bytes(data[: len(data) - cut] if cut < 2900 else data)
     with contextlib.suppress(ValueError):
         read_tokenizer(folder).encode("some text 🙂")
+
+
+@pytest.mark.parametrize(
+    "piece",
+    [
+        b"\x0a\x01a\x12\x03abc",  # the score as three bytes
+        b"\x08\x01",  # the text as a number
+        b"\x0a\x01a\x1a\x01b",  # the kind as a text
+    ],
+)
+def test_damaged_sentencepiece_piece(piece):
+    with pytest.raises(ValueError, match="piece 0 of this SentencePiece model is damaged"):
+        read_model_file(b"\x0a" + bytes([len(piece)]) + piece)
 
 
 JSON = st.recursive(

@@ -287,10 +287,18 @@ def read_model_file(data: bytes) -> ModelFile:
         if field in (1, 2, 3) and not isinstance(value, bytes):
             raise ValueError("this is no SentencePiece model, or a damaged one")
         if field == 1:
-            piece = dict(fields(value))
-            model.pieces.append(piece.get(1, b"").decode("utf-8"))
-            model.scores.append(struct.unpack("<f", piece.get(2, bytes(4)))[0])
-            model.kinds.append(piece.get(3, NORMAL))
+            piece = {1: b"", 2: bytes(4), 3: NORMAL, **dict(fields(value))}
+            text, score, kind = piece[1], piece[2], piece[3]
+            if not (
+                isinstance(text, bytes)
+                and isinstance(score, bytes)
+                and len(score) == 4
+                and isinstance(kind, int)
+            ):
+                raise ValueError(f"piece {len(model.pieces)} of this SentencePiece model is damaged")
+            model.pieces.append(text.decode("utf-8"))
+            model.scores.append(struct.unpack("<f", score)[0])
+            model.kinds.append(kind)
         elif field == 2:
             training = dict(fields(value))
         elif field == 3:
