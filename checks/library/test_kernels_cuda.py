@@ -70,7 +70,8 @@ def multiply(kernel: str, rows: int, columns: int, depth: int) -> Report:
     b: np.ndarray = normal(2, depth, columns).astype(dtype)
     c = np.full((rows, columns), np.nan, np.float32)
     grid = (ceil(columns, width), ceil(rows, height))
-    report = load("matmul").launch(kernel, grid, block, a, b, c, rows, columns, depth)
+    file = "matmul_tiled" if kernel == "matmul_naive" else kernel
+    report = load(file).launch(kernel, grid, block, a, b, c, rows, columns, depth)
     agree(c, a.astype(np.float64) @ b.astype(np.float64))
     return report
 
