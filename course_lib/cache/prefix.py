@@ -11,6 +11,7 @@ from hashlib import blake2b
 from typing import Protocol
 
 from course_lib.cache.blocks import BlockAllocator
+from course_lib.parts import exercise
 
 
 class PrefixCache(Protocol):
@@ -41,6 +42,7 @@ class PrefixCache(Protocol):
         ...
 
 
+@exercise(day=24)
 def block_key(parent: bytes, tokens: Sequence[int]) -> bytes:
     """The name of a full block: a hash of the name of the block before it and of its own tokens.
 
