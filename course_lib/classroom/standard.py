@@ -188,6 +188,8 @@ def leaks(lesson: Lesson, cells: Iterable[tuple[str, str, str]]) -> Iterator[Les
             secret -= kernels.body_lines(exercise.skeleton or "")  # what the skeleton gives is given
         else:
             secret = solution_lines(sources.solved_source(exercise))
+            if exercise.skeleton and not exercise.is_repair:
+                secret -= solution_lines(exercise.skeleton)
         for kind, name, source in cells:
             if exercise.is_repair and name == exercise.name:
                 continue
