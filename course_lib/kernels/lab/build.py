@@ -17,6 +17,7 @@ import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from course_lib.kernels.lab import local_arrays
 from course_lib.kernels.lab.cuda import RUNTIME, Kernel, Translation
 from course_lib.kernels.lab.errors import CompileError, NoCompiler
 
@@ -126,21 +127,26 @@ def build(
     instances: tuple[str, ...] = (),
     compiler: Compiler | None = None,
 ) -> Built:
-    """Compile, or find what was compiled before. `instances` are kernels of templates, as `tile<float, 16>`.
+    """Compile, or find what was compiled before. `instances` are kernels of templates: `tile<float, 16>`, or
+    a host's name.
 
     Raises CompileError with the compiler's words at the lines of `source`, NoCompiler if there is none.
     """
     compiler = compiler or find_compiler()
     flags = _flags(compiler, watched, optimize)
-    code = _whole(translation, label, language, instances)
+    plain = _whole(translation.code, translation.kernels, label, language, instances)
+    code = plain
+    if watched:
+        seen = local_arrays.watch(translation.code)
+        code = _whole(seen, translation.kernels, label, language, instances)
     key = _digest(code, language, label, " ".join(flags), compiler.identity, runtime_digest())
     folder = cache_folder()
     library, notes = folder / f"{key}.so", folder / f"{key}.json"
     if not (library.is_file() and notes.is_file()):
-        _compile(code, label, source, language, compiler, flags, watched, library, notes)
+        _compile(code, plain, label, source, language, compiler, flags, watched, library, notes)
     read = json.loads(notes.read_text(encoding="utf-8"))
     named = {k.name: k for k in translation.kernels}
-    kernels = tuple(k for k in translation.kernels if not k.template)
+    kernels = tuple(k for k in translation.kernels if not (k.template or k.instance))
     kernels += tuple(_instance(named[i.split("<")[0].strip()], i) for i in instances)
     return Built(library, tuple(read["lines"]), kernels)
 
@@ -168,10 +174,14 @@ def _flags(compiler: Compiler, watched: bool, optimize: str) -> list[str]:
     return [*_COMMON, "-O2"]
 
 
-def _whole(translation: Translation, label: str, language: str, instances: tuple[str, ...]) -> str:
+def _whole(
+    body: str, kernels: tuple[Kernel, ...], label: str, language: str, instances: tuple[str, ...]
+) -> str:
     """The translation unit: the prelude, the source under its own name, the launchers."""
     prefix = "lab_kernel_" if language == "metal" else ""
-    names = [prefix + k.name for k in translation.kernels if not k.template] + list(instances)
+    made = {k.name: k.instance for k in kernels if k.instance}
+    names = [prefix + k.name for k in kernels if not (k.template or k.instance)]
+    names += [prefix + made.get(i, i) for i in instances]
     public = '__attribute__((visibility("default"), no_sanitize("thread")))'
     launchers = "".join(
         f'extern "C" {public} const LabParameter* lab_parameters_{i}(uint32_t* n) '
@@ -180,11 +190,12 @@ def _whole(translation: Translation, label: str, language: str, instances: tuple
         f"{{ lab_invoke(&{name}, v); }}\n"
         for i, name in enumerate(names)
     )
-    return f'#line 1 "{label}"\n{translation.code}\n#line 1 "launchers"\n{launchers}'
+    return f'#line 1 "{label}"\n{body}\n#line 1 "launchers"\n{launchers}'
 
 
 def _compile(
     code: str,
+    plain: str,
     label: str,
     source: str,
     language: str,
@@ -197,25 +208,24 @@ def _compile(
     library.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="building-", dir=library.parent) as folder:
         unit, assembly = Path(folder, "unit.cpp"), Path(folder, "unit.s")
-        unit.write_text(code, encoding="utf-8")
         runtime = _start_runtime(compiler, library.parent)
-        done = _run(
-            [
-                *compiler.command,
-                *flags,
-                "-include",
-                str(RUNTIME / f"{language}.h"),
-                "-I",
-                str(RUNTIME / "include"),
-                "-I",
-                str(RUNTIME),
-                "-S",
-                str(unit),
-                "-o",
-                str(assembly),
-            ]
-        )
-        if done.returncode:
+        headers = [
+            "-include",
+            str(RUNTIME / f"{language}.h"),
+            "-I",
+            str(RUNTIME / "include"),
+            "-I",
+            str(RUNTIME),
+        ]
+        command = [*compiler.command, *flags, *headers, "-S", str(unit), "-o", str(assembly)]
+        # Where the watched text is wrong, the learner's own is: it gives the messages. (Were it right, it
+        # would run, and only the threads' own arrays would go unwatched.)
+        for text in dict.fromkeys((code, plain)):
+            unit.write_text(text, encoding="utf-8")
+            done = _run(command)
+            if not done.returncode:
+                break
+        else:
             raise compile_error(done.stderr, label, source)
         lines: list[int] = []
         if watched:

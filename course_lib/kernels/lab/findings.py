@@ -25,6 +25,7 @@ KINDS = (
     "assertion",
     "misuse",
     "write to const",
+    "array out of bounds",
 )
 _DID = {"read": "reads", "write": "writes", "atomic": "updates atomically"}
 _OTHER_DID = {"read": "read", "write": "wrote", "atomic": "updated"}
@@ -38,6 +39,8 @@ def finding(
     here, other = _place(raw.here), _place(raw.other)
     kind = KINDS[raw.kind]
     name, size = variable(raw.object) if raw.object != native.NO_OBJECT else ("", 0)
+    if kind == "array out of bounds":
+        name = raw.text.decode("utf-8", "replace")
     at = f"{label}, line {here.line}: " if here.line else f"{label}: "
     # raw.other is filled in where two threads take part.
     two = other if raw.other.line or kind in ("race", "missing barrier", "divergent barrier") else None
@@ -130,6 +133,9 @@ def _sentence(
             return f"the assertion {text} fails for {here}."
         case "misuse":
             return f"{text}."
+        case "array out of bounds":
+            element = "1 element, 0" if raw.size == 1 else f"{raw.size:,} elements, 0 to {raw.size - 1:,}"
+            return f"{here} uses {name}[…] at index {raw.offset:,}, and there this array has {element}."
         case "write to const":
             return f"{here} {did} {name}, which is a pointer to const."
     return f"{here} crashed (its last access to memory was at line {here.line})."

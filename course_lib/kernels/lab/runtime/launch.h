@@ -4,7 +4,7 @@
 
 enum LabLevel : uint32_t { LAB_OFF = 0, LAB_BOUNDS = 1, LAB_COUNTS = 2, LAB_RACES = 3 };
 
-// The order is that of `KINDS` in native.py.
+// The order is that of `KINDS` in findings.py.
 enum LabFindingKind : uint32_t {
     LAB_OUT_OF_BOUNDS,
     LAB_SHARED_OUT_OF_BOUNDS,
@@ -24,6 +24,7 @@ enum LabFindingKind : uint32_t {
     LAB_ASSERTION,
     LAB_MISUSE,
     LAB_READ_ONLY,
+    LAB_ARRAY_OUT_OF_BOUNDS,
 };
 
 constexpr uint32_t LAB_SHARED_OBJECT = 0x10000;  // objects from here on are shared arrays

@@ -483,7 +483,7 @@ void touch(u64 a, u32 size, u32 kind, u32 number) {
     } else {
         offset = a - (u64)global;
         if (offset >= global_span) {
-            if (a - (u64)stacks < stack_span) return;  // the thread's own variables
+            if (a - (u64)self->stack < STACK) return;  // the thread's own variables
             if (a - (u64)module_begin < (u64)(module_end - module_begin)) return;  // constants
             foreign(a, size, kind, site.line);
         }
@@ -953,6 +953,13 @@ void lab_absent_source(uint32_t lane, uint32_t source, int line) {
     LabFinding* f = found(LAB_ABSENT_SOURCE, (u32)line, LAB_READ, source, LAB_NO_OBJECT, 0);
     put_text(f, self->what);
     self = before;
+    stop(f);
+}
+
+void lab_overrun(const void* array, int64_t index, uint64_t length, const char* name, int line) {
+    if (array && (u64)array - (u64)stacks >= stack_span) return;
+    LabFinding* f = found(LAB_ARRAY_OUT_OF_BOUNDS, (u32)line, LAB_READ, (u32)length, LAB_NO_OBJECT, index);
+    put_text(f, name);
     stop(f);
 }
 

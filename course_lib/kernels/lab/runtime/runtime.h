@@ -39,6 +39,8 @@ LAB_API void lab_copy_wait(uint32_t groups);
 LAB_API int lab_printf(const char* format, ...);
 // Lane `lane` of the operation under way reads from lane `source`, which is not there.
 LAB_API void lab_absent_source(uint32_t lane, uint32_t source, int line);
+// A subscript past an array of the thread's own; returns only where the array turns out to be another's.
+LAB_API void lab_overrun(const void* array, int64_t index, uint64_t length, const char* name, int line);
 [[noreturn]] LAB_API void lab_assertion(const char* text, int line);
 [[noreturn]] LAB_API void lab_misuse(const char* text, int line);
 LAB_API uint32_t lab_lane();
@@ -53,6 +55,33 @@ struct LabParameter {
     uint32_t align;
 };
 }
+
+// The subscripts of a thread's own arrays, which local_arrays.py puts into lab_at. A reference may be one to
+// shared memory, which is watched elsewhere: for these the address decides.
+template <class T, int D>
+struct LabLength {
+    static constexpr uint64_t value = 0;
+    static constexpr bool reference = false;
+};
+template <class T, size_t N>
+struct LabLength<T[N], 0> {
+    static constexpr uint64_t value = N;
+    static constexpr bool reference = false;
+};
+template <class T, size_t N, int D>
+struct LabLength<T[N], D> : LabLength<T, D - 1> {};
+template <class T, int D>
+struct LabLength<T&, D> : LabLength<T, D> {
+    static constexpr bool reference = true;
+};
+template <class T, int D, class I>
+__attribute__((always_inline)) constexpr I lab_at(I index, const void* array, const char* name, int line) {
+    if constexpr (LabLength<T, D>::value != 0)
+        if (__builtin_expect((uint64_t)(int64_t)index >= LabLength<T, D>::value, 0))
+            lab_overrun(array, (int64_t)index, LabLength<T, D>::value, name, line);
+    return index;
+}
+#define LAB_WHERE(name) (LabLength<decltype(name), 0>::reference ? (const void*)&(name) : nullptr)
 
 // Codes are letters as NumPy writes them: kind, then bytes; of vectors, the code of a component.
 constexpr uint32_t lab_code(char kind, uint32_t bytes) { return (uint32_t(kind) << 8) | bytes; }
