@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 
 from course_lib.kernels.lab import CompileError, KernelFault, LaunchError, Module, Unsupported
 
@@ -198,7 +199,7 @@ def test_faults_are_found_in_metal_too(metal: Module) -> None:
         ("kernel void k(texture2d<float> t [[texture(0)]]) {}", "textures"),
         ("vertex float4 v(uint i [[vertex_id]]) { return 0; }\nkernel void k() {}", "graphics"),
         ("kernel void k(device float* a, uint i [[amplification_id]]) {}", "amplification_id"),
-        ("template <typename T> kernel void k(device T* a) {}", "templates of kernels"),
+        ("kernel void k(device float* a [[function_constant(flag)]]) {}", "function constants"),
     ],
 )
 def test_what_is_out_of_scope_is_refused_by_name(text: str, says: str) -> None:
@@ -212,3 +213,54 @@ def test_errors_stand_at_the_learners_line() -> None:
     assert caught.value.line == 4
     with pytest.raises(CompileError, match="no kernel function"):
         Module("float f() { return 1; }", "metal")
+
+
+TEMPLATES = r"""
+using namespace metal;
+template <typename T, uint N = 4>
+[[kernel]] void turned(device const T* x, device T* y, constant float& f,
+                       uint i [[thread_position_in_grid]]) {
+    threadgroup T tile[N * 8];
+    tile[i] = x[i];
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+    y[i] = T(float(tile[31 - i]) * f);
+}
+// Named for the host as Apple's specification does it, and as MLX does it.
+template [[host_name("turned_float")]] kernel void turned<float>(
+    device const float*, device float*, constant float&, uint);
+template [[host_name("wide")]] [[kernel]] decltype(turned<float, 8>) turned<float, 8>;
+#define INSTANTIATE(T, N) \
+    template [[host_name("turned_" #T)]] [[kernel]] \
+    decltype(turned<T, N>) turned<T, N>;
+INSTANTIATE(half, 4)
+INSTANTIATE(bfloat, 6)
+kernel void plain(device float* y, uint i [[thread_position_in_grid]]) { y[i] = vec<float, 4>(i).w; }
+"""
+
+
+def test_kernels_of_a_template_are_those_with_a_hosts_name() -> None:
+    module = Module(TEMPLATES, "metal", name="mine.metal")
+    assert module.kernels == ("turned_float", "wide", "turned_half", "turned_bfloat", "plain")
+    dtypes = {"turned_float": torch.float32, "wide": torch.float32, "turned_half": torch.float16}
+    for kernel, size in (("turned_float", 128), ("wide", 256), ("turned_half", 64), ("turned_bfloat", 96)):
+        x = torch.arange(32).to(dtypes.get(kernel, torch.bfloat16))
+        y = torch.zeros_like(x)
+        report = module.launch(kernel, 1, 32, x, y, 2.0)
+        assert torch.equal(y, 2 * x.flip(0)) and report.shared_bytes == size
+    with pytest.raises(KernelFault, match=r"mine.metal, line \d+: turned_half: "):
+        module.launch("turned_half", 1, 33, *torch.zeros(2, 33).half(), 1.0)
+    with pytest.raises(LaunchError, match="no kernel called 'turned'"):
+        module.launch("turned", 1, 32, y, y, 2.0)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("template <typename T> kernel void k(device T* a) {}", r"line 1: k is a template.*host_name"),
+        ("float f() {\n    threadgroup float s[4];\n    return s[0];\n}\nkernel void k() {}", "line 2: a t"),
+        ("threadgroup float s[4];\nkernel void k() {}", "line 1: a threadgroup variable is declared in"),
+    ],
+)
+def test_what_metals_own_compiler_would_refuse(text: str, says: str) -> None:
+    with pytest.raises(CompileError, match=says):
+        Module(text, "metal")

@@ -109,14 +109,18 @@ _ALIGN = re.compile(r"\b(?:__align__|alignas)\s*\(\s*([^()]*(?:\([^()]*\))?[^()]
 
 @dataclass(frozen=True)
 class Kernel:
-    """A kernel as its source names it. `buffers` holds the numbers of Metal's [[buffer(i)]], empty for
-    CUDA."""
+    """A kernel as its source names it.
+
+    Of Metal: `buffers` holds the numbers of [[buffer(i)]], and `instance` what a [[host_name]] stands for, as
+    "softmax<half>".
+    """
 
     name: str
     line: int
     parameters: tuple[str, ...]
     template: bool = False
     buffers: tuple[int, ...] = ()
+    instance: str = ""
 
 
 @dataclass(frozen=True)

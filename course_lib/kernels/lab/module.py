@@ -102,7 +102,7 @@ class Module:
         if known[base].template != ("<" in kernel):
             mend = f"say which, as {base!r} + '<…>'" if known[base].template else f"launch it as {base!r}"
             raise LaunchError(f"{base} is {'' if known[base].template else 'not '}a template: {mend}.")
-        built, library = self._load(watched, (kernel,) if "<" in kernel else ())
+        built, library = self._load(watched, (kernel,) if "<" in kernel or known[base].instance else ())
         return built, library, [k.name for k in built.kernels].index(kernel)
 
     def launch(

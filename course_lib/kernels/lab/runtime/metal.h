@@ -201,6 +201,7 @@ typedef lab_c::__nv_bfloat16 bfloat;
     typedef lab_vec<T, 4> NAME##4;
 LAB_NAMES(float, float)
 LAB_NAMES(half, half)
+LAB_NAMES(bfloat, bfloat)
 LAB_NAMES(int, int)
 LAB_NAMES(uint, uint)
 LAB_NAMES(short, short)
@@ -253,6 +254,8 @@ LAB_QUIET LabIndex lab_simdgroups_per_threadgroup() {
 
 namespace metal {
 using ::uchar;
+template <class T, int N>
+using vec = lab_vec<T, N>;
 
 // barriers
 
