@@ -11,10 +11,10 @@ constexpr int SQUARES[3] = {1, 4, 9};
 __constant__ float WEIGHTS[2][2] = {{1, 2}, {3, 4}};
 __global__ void a_row(float* y, int n) { float acc[4] = {}; for (int i = 0; i <= n; ++i) acc[i] = i; }
 __global__ void a_matrix(float* y, int n) { float m[4][4] = {}; m[1][n] = 3; y[0] = m[2][0]; }
-__global__ void a_member(float* y, int n) { Parts x = {{0}, 3}, *p = &x; p->v[n] = 3; y[0] = x.v[0]; }
+__global__ void a_member(float* y, int n) { Parts x = {{0}, 3}, *p = &x; p->v[n] = 3; }
 __global__ void a_table(float* y, int n) { y[0] = SQUARES[n]; }
 __global__ void constants(float* y, int n) { y[0] = WEIGHTS[n - 2][0]; }
-__device__ float add(const float (&x)[4], int n) { float s = 0; for (int i = 0; i <= n;) s += x[i++]; return s; }
+__device__ float add(const float (&x)[4], int n) { while (n > 3) n += x[n] - 4; return 0; }
 __global__ void a_reference(float* y, int n) { float x[4] = {1, 2, 3, 4}; y[0] = add(x, n); }
 __global__ void negative(float* y, int n) { float acc[4] = {}; y[0] = acc[2 - n]; }
 template <int N> __global__ void of_a_template(float* y, int n) { float b = 0, acc[N]{}; y[0] = b + acc[n]; }

@@ -127,8 +127,9 @@ def build(
     instances: tuple[str, ...] = (),
     compiler: Compiler | None = None,
 ) -> Built:
-    """Compile, or find what was compiled before. `instances` are kernels of templates: `tile<float, 16>`, or
-    a host's name.
+    """Compile, or find what was compiled before.
+
+    `instances` are kernels of templates: `tile<float, 16>`, or a host's name.
 
     Raises CompileError with the compiler's words at the lines of `source`, NoCompiler if there is none.
     """
