@@ -35,12 +35,12 @@ def test_texts_are_those_of_a_request_alone():
 
 def test_it_serves_under_the_engine_with_drafts():
     engine = Engine(
-        TextRunner(4, vocabulary=2), 32, EngineConfig(block_size=4, speculative="ngram", debug=True)
+        TextRunner(4, vocab_size=2), 32, EngineConfig(block_size=4, speculative="ngram", debug=True)
     )
     (request,) = engine.add([1, 0, 1, 0, 1], SamplingParams(temperature=0, max_tokens=40))
     while engine.has_work:
         engine.step()
-    assert request.output_ids == TextRunner(4, vocabulary=2).alone([1, 0, 1, 0, 1], 40)
+    assert request.output_ids == TextRunner(4, vocab_size=2).alone([1, 0, 1, 0, 1], 40)
     assert engine.counters.drafted_tokens > 0
 
 

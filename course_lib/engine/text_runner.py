@@ -32,9 +32,9 @@ class TextRunner:
     The next token is a hash of the whole text: after any other text it would be another one.
     """
 
-    def __init__(self, block_size: int = 16, vocabulary: int = 512):
+    def __init__(self, block_size: int = 16, vocab_size: int = 1 << 16):
         self.block_size = block_size
-        self.vocabulary = vocabulary
+        self.vocab_size = vocab_size
         self.pool: dict[int, int] = {}  # by slot
         self.schedules: list[Schedule] = []
 
@@ -100,7 +100,7 @@ class TextRunner:
 
     def next(self, tokens: Sequence[int], index: int = 0) -> int:
         """The token that follows a text, in the index-th of the `n` texts of a prompt."""
-        return hash((beginnings(tokens)[-1], index)) // 1009 % self.vocabulary
+        return hash((beginnings(tokens)[-1], index)) // 1009 % self.vocab_size
 
     def alone(self, prompt: Sequence[int], count: int, index: int = 0) -> list[int]:
         """The `count` tokens that follow a prompt where there is no pool and nobody else."""
