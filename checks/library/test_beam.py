@@ -6,42 +6,25 @@ import random
 import pytest
 import torch
 
+from checks.tiny import at_rest, tiny_engine, tiny_llama, tiny_model
 from course_lib.decode import Beam, CachedBeams, SamplingParams, beam_search
-from course_lib.engine import Engine, EngineConfig, ImpossibleRequest, ModelRunner
+from course_lib.engine import Engine, ImpossibleRequest
 from course_lib.engine.beam import PagedBeams
-from course_lib.model import Decoder, ModelConfig
-from course_lib.model.decoder import init_weights
+from course_lib.model import Decoder
 
 VOCAB = 5
-TINY = ModelConfig(
-    model_type="llama",
-    vocab_size=VOCAB,
-    hidden_size=16,
-    intermediate_size=24,
-    num_hidden_layers=2,
-    num_attention_heads=2,
-    num_key_value_heads=1,
-    head_dim=8,
-    max_position_embeddings=64,
-    tie_word_embeddings=False,
-)
 
 
 @pytest.fixture(scope="module", params=range(3), ids="seed {}".format)
 def model(request) -> Decoder:
-    return init_weights(TINY, seed=request.param, std=0.5).eval().requires_grad_(False)
+    config = tiny_llama(
+        vocab_size=VOCAB, hidden_size=16, intermediate_size=24, num_attention_heads=2, num_key_value_heads=1
+    )
+    return tiny_model(config, request.param, std=0.5)
 
 
 def engine_of(model: Decoder, num_blocks: int = 64, **options) -> Engine:
-    config = EngineConfig(**{"block_size": 2, "debug": True, **options})
-    return Engine(ModelRunner(model, num_blocks, config.block_size), num_blocks, config)
-
-
-def at_rest(engine: Engine) -> None:
-    assert not engine.has_work
-    engine.scheduler.check()
-    engine.prefix_cache.clear()
-    assert engine.allocator.available == engine.allocator.total
+    return tiny_engine(model, num_blocks, **{"block_size": 2, **options})
 
 
 def paged(engine: Engine, prompt: list[int], width: int, *args, **options) -> list[Beam]:

@@ -6,7 +6,8 @@ import time
 
 import pytest
 
-from checks.library.test_engine_promises import GREEDY, engine_of, model_of, prompts_of, reference
+from checks.library.test_engine_promises import GREEDY, model_of, prompts_of, reference
+from checks.tiny import tiny_engine
 from course_lib.decode import SamplingParams
 from course_lib.engine import ImpossibleRequest
 from course_lib.engine.async_engine import AsyncEngine, EngineDead
@@ -60,7 +61,7 @@ def test_many_streams_at_once(llama):
     async def all_of_them(engine):
         return await asyncio.gather(*(read(engine, prompt) for prompt in prompts))
 
-    with Serving(engine_of(llama, num_blocks=60)) as engine:
+    with Serving(tiny_engine(llama, num_blocks=60)) as engine:
         assert asyncio.run(all_of_them(engine)) == want
         assert asyncio.run(all_of_them(engine)) == want  # another event loop
         assert engine.health().ok
@@ -75,7 +76,7 @@ def test_n_texts_in_one_stream(llama):
             tokens[output.request.index] += output.token_ids
         return tokens
 
-    with Serving(engine_of(llama)) as engine:
+    with Serving(tiny_engine(llama)) as engine:
         tokens = asyncio.run(texts(engine))
     assert [len(each) for each in tokens] == [5, 5, 5] and len(set(map(tuple, tokens))) == 3
 
@@ -86,7 +87,7 @@ def test_promise_4_impossible_requests_fail_at_once(llama):
             engine.stream([1] * 200, GREEDY)
         return await read(engine, [1])
 
-    with Serving(engine_of(llama)) as engine:
+    with Serving(tiny_engine(llama)) as engine:
         assert asyncio.run(ask(engine)) == reference(llama, [1])
 
 
@@ -118,12 +119,12 @@ def test_promise_5_a_client_that_disconnects_frees_its_blocks(llama):
         core.prefix_cache.clear()
         assert core.allocator.available == core.allocator.total
 
-    with Serving(engine_of(llama)) as engine:
+    with Serving(tiny_engine(llama)) as engine:
         asyncio.run(clients(engine))
 
 
 def test_a_client_whose_event_loop_is_gone(llama):
-    with Serving(engine_of(llama)) as engine:
+    with Serving(tiny_engine(llama)) as engine:
 
         async def vanish():
             engine.stream([1, 2], SamplingParams(temperature=0, max_tokens=90))
@@ -134,7 +135,7 @@ def test_a_client_whose_event_loop_is_gone(llama):
 
 
 def test_a_failed_step_ends_its_own_requests_only(llama, monkeypatch):
-    core = engine_of(llama, max_num_seqs=1)
+    core = tiny_engine(llama, max_num_seqs=1)
     execute = core.runner.execute
 
     def poisoned(schedule):
@@ -159,7 +160,7 @@ def test_a_failed_step_ends_its_own_requests_only(llama, monkeypatch):
 
 def test_promise_8_health_tells_the_truth(llama, monkeypatch):
     """A dead thread is reported as dead, with the reason; all who wait are told, and all who come."""
-    core = engine_of(llama)
+    core = tiny_engine(llama)
 
     def broken(*arguments):
         raise RuntimeError("the device is lost")
@@ -185,7 +186,7 @@ def test_promise_8_health_tells_the_truth(llama, monkeypatch):
 
 
 def test_promise_8_a_step_that_hangs_is_not_healthy(llama, monkeypatch):
-    core = engine_of(llama)
+    core = tiny_engine(llama)
     execute, stuck = core.runner.execute, threading.Event()
     monkeypatch.setattr(core.runner, "execute", lambda schedule: stuck.wait(60) and execute(schedule))
 
@@ -213,12 +214,12 @@ def test_closing_tells_whoever_waits(llama):
         with pytest.raises(EngineDead, match="has been closed"):
             engine.stream([1], GREEDY)
 
-    with Serving(engine_of(llama)) as engine:
+    with Serving(tiny_engine(llama)) as engine:
         asyncio.run(ask(engine))
 
 
 def test_without_work_it_waits(llama):
-    with Serving(engine_of(llama)) as engine:
+    with Serving(tiny_engine(llama)) as engine:
         asyncio.run(read(engine, [1]))
         steps, spent = engine.engine.counters.steps, time.process_time()
         time.sleep(0.2)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from checks.tiny import at_rest, drain, same_or_tied, tiny_engine, tiny_llama, tiny_model
 from course_lib.cache import BlockAllocator
 from course_lib.cache.paged import PagedCache, Step
 from course_lib.decode import SamplingParams, generate_uncached
@@ -23,25 +24,14 @@ from course_lib.engine.model_runner import ModelRunner
 from course_lib.engine.request import Request, Status
 from course_lib.engine.scheduler import Scheduler
 from course_lib.kernels import paged_attention
-from course_lib.model import CheckpointError, Decoder, ModelConfig
-from course_lib.model.decoder import init_weights
+from course_lib.model import CheckpointError, Decoder
 
 ROOT = Path(__file__).parents[2]
 GPT2_SIZES = {"vocab_size": 11, "n_positions": 8, "n_embd": 8, "n_layer": 1, "n_head": 2}
-TIE = 1e-4  # logits closer than this may be ordered either way
 VOCAB = 53
 
-LLAMA = ModelConfig(
-    model_type="llama",
-    vocab_size=VOCAB,
-    hidden_size=40,
-    intermediate_size=72,
-    num_hidden_layers=3,
-    num_attention_heads=6,
-    num_key_value_heads=2,
-    head_dim=8,
-    max_position_embeddings=96,
-    tie_word_embeddings=False,
+LLAMA = tiny_llama(
+    vocab_size=VOCAB, hidden_size=40, intermediate_size=72, num_hidden_layers=3, num_attention_heads=6
 )
 MODELS = {
     "llama": LLAMA,
@@ -63,11 +53,7 @@ MODELS = {
 
 
 def model_of(family: str) -> Decoder:
-    model = init_weights(MODELS[family], seed=1, std=0.3).eval()
-    for layer in model.layers:
-        for parameter in layer.parameters():
-            parameter.requires_grad_(False)
-    return model
+    return tiny_model(MODELS[family])
 
 
 @pytest.fixture(scope="module", params=MODELS)
@@ -78,12 +64,6 @@ def model(request):
 @pytest.fixture(scope="module")
 def llama():
     return model_of("llama")
-
-
-def engine_of(model: Decoder, num_blocks: int = 64, stop_ids=(), **options) -> Engine:
-    config = EngineConfig(**{"block_size": 4, "debug": True, **options})
-    runner = ModelRunner(model, num_blocks, config.block_size)
-    return Engine(runner, num_blocks, config, None, stop_ids, model.config.max_position_embeddings)
 
 
 def prompts_of(count: int, seed: int = 0) -> list[list[int]]:
@@ -103,36 +83,6 @@ def run(
     requests = [r for prompt, p in zip(prompts, each, strict=True) for r in engine.add(prompt, p)]
     drain(engine)
     return [request.output_ids for request in requests]
-
-
-def drain(engine: Engine) -> None:
-    for _ in range(5000):
-        if not engine.has_work:
-            break
-        engine.step()
-    all_free(engine)
-
-
-def all_free(engine: Engine) -> None:
-    """Promise 1, at rest: nobody uses anything."""
-    assert not engine.has_work
-    engine.scheduler.check()
-    engine.prefix_cache.clear()
-    assert engine.allocator.available == engine.allocator.total
-    assert engine.allocator.references == [0] * engine.allocator.total
-
-
-def same_or_tied(model: Decoder, prompt: list[int], got: list[int], want: list[int], record_property) -> None:
-    """Equal tokens; or the first that differ had logits closer than TIE, which is reported."""
-    for at, (ours, theirs) in enumerate(itertools.zip_longest(got, want)):
-        if ours == theirs:
-            continue
-        with torch.inference_mode():
-            logits = model(torch.tensor([prompt + want[:at]]), logits_to_keep=1)[0, -1]
-        gap = abs(float(logits[ours] - logits[theirs]))
-        assert gap <= TIE, f"token {at} is {ours}, not {theirs}; their logits are {gap:.2e} apart"
-        record_property("tie", (prompt, at))
-        return
 
 
 GREEDY = SamplingParams(temperature=0, max_tokens=12)
@@ -200,7 +150,7 @@ def test_paged_attention_is_attention(heads, window):
 
 @pytest.mark.parametrize("cache", ["hash", "radix", "off"])
 def test_promise_3_tokens_do_not_depend_on_the_cache(model, cache, record_property):
-    engine = engine_of(model, prefix_cache=cache)
+    engine = tiny_engine(model, prefix_cache=cache)
     prompts = prompts_of(8)
     for _ in range(2):  # the second time most of it is known
         requests = [engine.add(prompt, GREEDY)[0] for prompt in prompts]
@@ -209,13 +159,13 @@ def test_promise_3_tokens_do_not_depend_on_the_cache(model, cache, record_proper
         for prompt, request in zip(prompts, requests, strict=True):
             same_or_tied(model, prompt, request.output_ids, reference(model, prompt), record_property)
     assert (sum(request.num_cached_tokens for request in requests) > 50) == (cache != "off")
-    all_free(engine)
+    at_rest(engine)
 
 
 @pytest.mark.parametrize("budget", [1, 2, 3, 5, 16, 17, 512])
 def test_promise_3_tokens_do_not_depend_on_the_chunk_size(model, budget, record_property):
     prompts = prompts_of(6, seed=1)
-    engine = engine_of(model, max_num_batched_tokens=budget, max_num_seqs=min(budget, 4))
+    engine = tiny_engine(model, max_num_batched_tokens=budget, max_num_seqs=min(budget, 4))
     for prompt, got in zip(prompts, run(engine, prompts, GREEDY), strict=True):
         same_or_tied(model, prompt, got, reference(model, prompt), record_property)
 
@@ -223,7 +173,7 @@ def test_promise_3_tokens_do_not_depend_on_the_chunk_size(model, budget, record_
 @pytest.mark.parametrize("together", [1, 2, 7, 32])
 def test_promise_3_tokens_do_not_depend_on_the_batch(model, together, record_property):
     prompts = prompts_of(32, seed=2)
-    engine = engine_of(model, num_blocks=512, max_num_seqs=together)
+    engine = tiny_engine(model, num_blocks=512, max_num_seqs=together)
     params = [dataclasses.replace(GREEDY, max_tokens=1 + i % 12) for i in range(32)]
     for prompt, p, got in zip(prompts, params, run(engine, prompts, params), strict=True):
         same_or_tied(model, prompt, got, reference(model, prompt, p), record_property)
@@ -232,7 +182,7 @@ def test_promise_3_tokens_do_not_depend_on_the_batch(model, together, record_pro
 @pytest.mark.parametrize("cache", ["hash", "radix", "off"])
 def test_promise_3_tokens_do_not_depend_on_preemption(model, cache, record_property):
     """Preempted after every step that produced a token."""
-    engine = engine_of(model, prefix_cache=cache, max_num_batched_tokens=9, max_num_seqs=4)
+    engine = tiny_engine(model, prefix_cache=cache, max_num_batched_tokens=9, max_num_seqs=4)
     prompts = prompts_of(6, seed=3)
     requests = [engine.add(prompt, GREEDY)[0] for prompt in prompts]
     while engine.has_work:
@@ -242,13 +192,13 @@ def test_promise_3_tokens_do_not_depend_on_preemption(model, cache, record_prope
     assert all(request.num_preemptions == GREEDY.max_tokens - 1 for request in requests)
     for prompt, request in zip(prompts, requests, strict=True):
         same_or_tied(model, prompt, request.output_ids, reference(model, prompt), record_property)
-    all_free(engine)
+    at_rest(engine)
 
 
 @pytest.mark.parametrize("cache", ["hash", "radix", "off"])
 def test_promise_3_tokens_do_not_depend_on_a_tight_pool(model, cache, record_property):
     """Preempted by itself, for want of blocks, again and again."""
-    engine = engine_of(model, num_blocks=14, prefix_cache=cache)
+    engine = tiny_engine(model, num_blocks=14, prefix_cache=cache)
     prompts = prompts_of(10, seed=4)
     got = run(engine, prompts, GREEDY)
     assert engine.counters.preemptions > 3
@@ -261,7 +211,7 @@ def test_promise_3_tokens_do_not_depend_on_drafts(model, record_property):
     prompts = prompts_of(6, seed=5)
     params = [GREEDY if i % 2 else SamplingParams(temperature=0.8, seed=i, max_tokens=12) for i in range(6)]
     want = [reference(model, prompt, p) for prompt, p in zip(prompts, params, strict=True)]
-    engine, rng = engine_of(model, num_blocks=128), random.Random(6)
+    engine, rng = tiny_engine(model, num_blocks=128), random.Random(6)
     requests = [engine.add(prompt, p)[0] for prompt, p in zip(prompts, params, strict=True)]
     steps = 0
     while engine.has_work:
@@ -275,7 +225,7 @@ def test_promise_3_tokens_do_not_depend_on_drafts(model, record_property):
     for prompt, request, known in zip(prompts, requests, want, strict=True):
         same_or_tied(model, prompt, request.output_ids, known, record_property)
     assert steps < 12
-    all_free(engine)
+    at_rest(engine)
 
 
 # Promise 6: same seed, same text
@@ -284,12 +234,12 @@ def test_promise_3_tokens_do_not_depend_on_drafts(model, record_property):
 def test_promise_6_same_seed_same_text_whoever_else_is_there(llama):
     drawn = [SamplingParams(temperature=1.0, top_p=0.9, seed=seed, max_tokens=10) for seed in (5, 6, 7)]
     prompt = prompts_of(1, seed=6)[0]
-    alone = [run(engine_of(llama), [prompt], params)[0] for params in drawn]
+    alone = [run(tiny_engine(llama), [prompt], params)[0] for params in drawn]
     assert len(set(map(tuple, alone))) == 3
     others = prompts_of(20, seed=7)
     company = [SamplingParams(temperature=1.3, seed=i, max_tokens=3 + i % 9) for i in range(20)]
     for budget, blocks in ((512, 512), (11, 40)):
-        engine = engine_of(llama, num_blocks=blocks, max_num_batched_tokens=budget, max_num_seqs=8)
+        engine = tiny_engine(llama, num_blocks=blocks, max_num_batched_tokens=budget, max_num_seqs=8)
         got = run(engine, [*others[:10], *[prompt] * 3, *others[10:]], [*company[:10], *drawn, *company[10:]])
         assert got[10:13] == alone
 
@@ -298,12 +248,12 @@ def test_n_texts_of_one_prompt(llama):
     """The first is what n = 1 writes; the others have seeds of their own; the prompt is computed once."""
     prompt = prompts_of(1, seed=8)[0]
     params = SamplingParams(temperature=1.0, seed=9, max_tokens=10)
-    (single,) = run(engine_of(llama), [prompt], params)
-    engine = engine_of(llama)
+    (single,) = run(tiny_engine(llama), [prompt], params)
+    engine = tiny_engine(llama)
     several = run(engine, [prompt], dataclasses.replace(params, n=4))
     assert several[0] == single and len(set(map(tuple, several))) == 4
     assert engine.counters.computed_tokens == len(prompt) + 4 * 9
-    tight = engine_of(llama, num_blocks=-(-len(prompt) // 4) + 3)  # they must take turns
+    tight = tiny_engine(llama, num_blocks=-(-len(prompt) // 4) + 3)  # they must take turns
     assert run(tight, [prompt], dataclasses.replace(params, n=4)) == several
 
 
@@ -313,7 +263,7 @@ def test_n_texts_of_one_prompt(llama):
 @pytest.mark.parametrize("cache", ["hash", "radix", "off"])
 def test_promise_1_blocks_are_accounted_for_through_failures(llama, cache):
     """The runner fails at random: while computing, or while choosing. Texts are those without failures."""
-    engine = engine_of(llama, num_blocks=40, prefix_cache=cache, max_num_seqs=4)
+    engine = tiny_engine(llama, num_blocks=40, prefix_cache=cache, max_num_seqs=4)
     prompts, rng = prompts_of(8, seed=10), random.Random(11)
     want = [reference(llama, prompt) for prompt in prompts]
     execute, sample = engine.runner.execute, engine.runner.sample
@@ -339,7 +289,7 @@ def test_promise_1_blocks_are_accounted_for_through_failures(llama, cache):
             assert not engine.scheduler.running
     assert failures == engine.counters.failed_steps > 2
     assert [request.output_ids for request in requests] == want
-    all_free(engine)
+    at_rest(engine)
 
 
 @pytest.mark.parametrize("cache", ["hash", "radix"])
@@ -348,7 +298,7 @@ def test_promise_5_cancel_in_any_state(llama, cache):
     prompts = prompts_of(5, seed=12)
     want = [reference(llama, prompt) for prompt in prompts]
     for victim, moment in itertools.product(range(5), range(0, 18, 3)):
-        engine = engine_of(
+        engine = tiny_engine(
             llama, num_blocks=24, prefix_cache=cache, max_num_batched_tokens=16, max_num_seqs=4
         )
         requests = [engine.add(prompt, GREEDY)[0] for prompt in prompts]
@@ -367,7 +317,7 @@ def test_promise_5_cancel_in_any_state(llama, cache):
 
 
 def test_drain_of_256_requests_at_once(llama):
-    engine = engine_of(llama, num_blocks=300, max_num_seqs=256, debug=False)
+    engine = tiny_engine(llama, num_blocks=300, max_num_seqs=256, debug=False)
     prompts = [[i % VOCAB, i // VOCAB, 3] for i in range(256)]
     got = run(engine, prompts, dataclasses.replace(GREEDY, max_tokens=5))
     assert all(len(tokens) == 5 for tokens in got)
@@ -379,7 +329,7 @@ def test_drain_of_256_requests_at_once(llama):
 
 
 def test_promise_4_impossible_requests_fail_at_once(llama):
-    engine = engine_of(llama, num_blocks=2)
+    engine = tiny_engine(llama, num_blocks=2)
     for prompt, options, reason in [
         ([], {}, "The prompt is empty"),
         (list(range(9)), {}, "The prompt has 9 tokens; there is room for 9"),
@@ -388,23 +338,23 @@ def test_promise_4_impossible_requests_fail_at_once(llama):
     ]:
         with pytest.raises(ImpossibleRequest, match=reason):
             engine.add(prompt, dataclasses.replace(GREEDY, **options))
-    all_free(engine)
+    at_rest(engine)
     with pytest.raises(ImpossibleRequest, match="room for 96 in all"):
-        engine_of(llama, num_blocks=1000).add([1] * 96)
+        tiny_engine(llama, num_blocks=1000).add([1] * 96)
 
 
 def test_promise_4_a_full_pool_never_raises(llama):
-    engine = engine_of(llama, num_blocks=2)
+    engine = tiny_engine(llama, num_blocks=2)
     prompts = [[i, 1, 2, 3, 4, 5, 6, 7][: 1 + i % 8] for i in range(20)]
     for prompt, got in zip(prompts, run(engine, prompts, GREEDY), strict=True):
         assert got == reference(llama, prompt)[: 9 - len(prompt)]
 
 
 def test_a_text_ends_at_the_last_position_of_the_model(llama):
-    engine = engine_of(llama)
+    engine = tiny_engine(llama)
     (got,) = run(engine, [[1] * 90], SamplingParams(temperature=0, max_tokens=99))
     assert len(got) == 6
-    short = engine_of(llama, max_model_len=10)
+    short = tiny_engine(llama, max_model_len=10)
     (got,) = run(short, [[1] * 8], SamplingParams(temperature=0, max_tokens=99))
     assert len(got) == 2
 
@@ -460,7 +410,7 @@ class Watched(ModelRunner):
 
 
 def watched(model: Decoder) -> tuple[Engine, Watched]:
-    engine = engine_of(model, num_blocks=48, max_num_batched_tokens=24, max_num_seqs=6)
+    engine = tiny_engine(model, num_blocks=48, max_num_batched_tokens=24, max_num_seqs=6)
     engine.runner = runner = Watched(model, 48, 4)
     runner.allocator = engine.allocator
     return engine, runner
@@ -487,10 +437,10 @@ def test_promise_3_inverse(llama, monkeypatch):
 
     prompts = [[first] * 4 + [second] * 4 + [7] for first in range(4) for second in range(4)]
     want = [reference(llama, prompt) for prompt in prompts]
-    assert run(engine_of(llama, num_blocks=256), prompts, GREEDY) == want
+    assert run(tiny_engine(llama, num_blocks=256), prompts, GREEDY) == want
     names = prefix.block_key
     monkeypatch.setattr(prefix, "block_key", lambda parent, tokens: names(b"", tokens))
-    engine = engine_of(llama, num_blocks=256, max_num_seqs=1)
+    engine = tiny_engine(llama, num_blocks=256, max_num_seqs=1)
     assert run(engine, prompts, GREEDY) != want
 
 
@@ -501,9 +451,9 @@ def test_promise_6_inverse(llama, monkeypatch):
         "course_lib.decode.sampler.uniform", lambda seed, position, purpose=0: stream.random()
     )
     prompt, params = prompts_of(1)[0], SamplingParams(seed=1, max_tokens=8)
-    alone = run(engine_of(llama), [prompt], params)[0]
+    alone = run(tiny_engine(llama), [prompt], params)[0]
     stream.seed(0)
-    assert run(engine_of(llama), [prompt, *prompts_of(3)], params)[0] != alone
+    assert run(tiny_engine(llama), [prompt, *prompts_of(3)], params)[0] != alone
 
 
 def test_promise_1_inverse(llama, monkeypatch):
@@ -517,7 +467,7 @@ def test_promise_1_inverse(llama, monkeypatch):
 
     monkeypatch.setattr(Scheduler, "reserve", leaky)
     with pytest.raises(AssertionError):
-        run(engine_of(llama), prompts_of(2), GREEDY)
+        run(tiny_engine(llama), prompts_of(2), GREEDY)
 
 
 # Promise 9: nothing of a checkpoint is executed

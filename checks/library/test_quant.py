@@ -6,9 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from checks.tiny import tiny_llama, tiny_model
 from course_lib.decode import SamplingParams
 from course_lib.engine import LLM, EngineConfig
-from course_lib.model import ModelConfig
 from course_lib.model.decoder import init_weights
 from course_lib.model.layers import Linear
 from course_lib.quant import (
@@ -22,18 +22,7 @@ from course_lib.quant import (
     quantize_rows,
 )
 
-CONFIG = ModelConfig(
-    model_type="llama",
-    vocab_size=48,
-    hidden_size=64,
-    intermediate_size=96,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    head_dim=16,
-    max_position_embeddings=64,
-    tie_word_embeddings=False,
-)
+CONFIG = tiny_llama(vocab_size=48, hidden_size=64, intermediate_size=96, head_dim=16)
 SUMMING = {torch.float32: 1e-5, torch.bfloat16: 2e-2}  # of a product's largest number: order of summing
 
 
@@ -133,7 +122,7 @@ def test_rows_that_cannot_be_cut(inputs, size):
 @pytest.mark.parametrize(("scheme", "off"), [("int8", 0.02), ("int4", 0.25)])
 def test_a_model_on_quantized_weights(tied, scheme, off):
     config = dataclasses.replace(CONFIG, tie_word_embeddings=tied)
-    model = init_weights(config, seed=0, std=0.1).eval().requires_grad_(False)
+    model = tiny_model(config, seed=0, std=0.1)
     table = model.embed_tokens.clone()
     ids = torch.arange(40).view(2, 20)
     exact = model(ids)

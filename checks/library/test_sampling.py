@@ -11,14 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from checks.tiny import tiny_engine, tiny_llama, tiny_model
 from course_lib.cache import ContiguousCache
 from course_lib.decode import Sampler, SamplingParams, generate_cached, generate_uncached, sample
 from course_lib.decode.adjust import adjust
 from course_lib.decode.logprobs import token_logprobs
 from course_lib.decode.text import Row, Text
-from course_lib.engine import Engine, EngineConfig, ModelRunner
-from course_lib.model import Decoder, ModelConfig
-from course_lib.model.decoder import init_weights
+from course_lib.model import Decoder
 from course_lib.tokenizer import Tokenizer
 
 VOCAB = 30
@@ -200,18 +199,6 @@ def test_promise_7_wrong_parameters_are_refused(options, reason):
 
 # Through the engine
 
-CONFIG = ModelConfig(
-    model_type="llama",
-    vocab_size=VOCAB,
-    hidden_size=24,
-    intermediate_size=40,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    head_dim=8,
-    max_position_embeddings=80,
-    tie_word_embeddings=False,
-)
 ALL = SamplingParams(
     temperature=0.9,
     top_p=0.95,
@@ -228,12 +215,7 @@ ALL = SamplingParams(
 
 @pytest.fixture(scope="module")
 def model() -> Decoder:
-    return init_weights(CONFIG, seed=3, std=0.3).eval().requires_grad_(False)
-
-
-def engine_of(model, num_blocks=64, stop_ids=(), tokenizer=None, **options) -> Engine:
-    config = EngineConfig(**{"block_size": 4, "debug": True, **options})
-    return Engine(ModelRunner(model, num_blocks, config.block_size), num_blocks, config, tokenizer, stop_ids)
+    return tiny_model(tiny_llama(vocab_size=VOCAB, max_position_embeddings=80), seed=3)
 
 
 def drained(engine, *requests):
@@ -247,11 +229,11 @@ def test_promise_3_and_6_everything_at_once_in_any_company(model):
     prompt, stop = [1, 2, 3, 2], [0, 5]
     want = list(generate_uncached(model, prompt, ALL, stop))
     assert len(want) >= 9 and not {7, 8} & set(want)
-    assert list(generate_cached(model, prompt, ALL, ContiguousCache(CONFIG, 8), stop)) == want
-    engine = engine_of(model, stop_ids=stop)
+    assert list(generate_cached(model, prompt, ALL, ContiguousCache(model.config, 8), stop)) == want
+    engine = tiny_engine(model, stop_ids=stop)
     assert drained(engine, *engine.add(prompt, ALL)) == [want]
     rng = random.Random(1)
-    crowded = engine_of(model, 14, stop, max_num_batched_tokens=9, max_num_seqs=7)
+    crowded = tiny_engine(model, 14, stop_ids=stop, max_num_batched_tokens=9, max_num_seqs=7)
     mine = crowded.add(prompt, ALL)
     for i in range(9):
         other = dataclasses.replace(ALL, seed=i, temperature=i % 3, n=1 + i % 2, logprobs=i % 3)
@@ -270,7 +252,7 @@ def test_promise_3_and_6_everything_at_once_in_any_company(model):
 def test_logprobs_come_with_the_tokens(model):
     """Each with its token, also where drafts were right; and they are the model's own."""
     prompt, params = [1, 2, 3], dataclasses.replace(ALL, logprobs=3)
-    engine = engine_of(model)
+    engine = tiny_engine(model)
     (request,) = engine.add(prompt, params)
     want = list(generate_uncached(model, prompt, ALL))
     told = []
@@ -290,7 +272,7 @@ def test_logprobs_come_with_the_tokens(model):
 def test_n_texts_have_streams_of_their_own(model):
     """Different from one another, the first as if it were alone; each with its own penalties."""
     params = dataclasses.replace(ALL, n=4)
-    engine = engine_of(model)
+    engine = tiny_engine(model)
     several = drained(engine, *engine.add([1, 2, 3], params))
     assert len({tuple(ids) for ids in several}) == 4
     assert several[0] == list(generate_uncached(model, [1, 2, 3], ALL))
@@ -299,19 +281,19 @@ def test_n_texts_have_streams_of_their_own(model):
 def test_min_tokens_holds_back_stop_tokens_and_stop_texts(model):
     letters = Tokenizer({bytes([97 + i % 26]) + b"'" * (i // 26): i for i in range(VOCAB)}, {})
     greedy = SamplingParams(temperature=0, max_tokens=20)
-    engine = engine_of(model)
+    engine = tiny_engine(model)
     (free,) = drained(engine, *engine.add([1, 2], greedy))
     stop = free[3]
-    engine = engine_of(model, stop_ids=[stop])
+    engine = tiny_engine(model, stop_ids=[stop])
     (short,) = drained(engine, *engine.add([1, 2], greedy))
     assert short == free[: free.index(stop) + 1]
-    engine = engine_of(model, stop_ids=[stop], tokenizer=letters)
+    engine = tiny_engine(model, stop_ids=[stop], tokenizer=letters)
     (request,) = engine.add([1, 2], dataclasses.replace(greedy, min_tokens=8))
     (long,) = drained(engine, request)
     assert len(long) > 8 and stop not in long[:8]
     seen = letters.decode(free)
     text = letters.decode(free[2:3])
-    engine = engine_of(model, tokenizer=letters)
+    engine = tiny_engine(model, tokenizer=letters)
     (request,) = engine.add([1, 2], dataclasses.replace(greedy, min_tokens=6, stop=(text,)))
     drained(engine, request)
     assert request.num_tokens - 2 > 6
@@ -322,7 +304,7 @@ def test_min_tokens_holds_back_stop_tokens_and_stop_texts(model):
 
 def test_promise_7_the_engine_refuses_what_it_cannot_do(model):
     letters = Tokenizer({bytes([65 + i]): i for i in range(VOCAB)}, {})
-    engine = engine_of(model, tokenizer=letters, stop_ids=[0])
+    engine = tiny_engine(model, tokenizer=letters, stop_ids=[0])
     refused: list[tuple[dict, str]] = [
         ({"logit_bias": {30: 1}}, "logit_bias names token 30; this model's are 0 to 29"),
         ({"stop_token_ids": (99,)}, "stop_token_ids names token 99"),
@@ -333,7 +315,7 @@ def test_promise_7_the_engine_refuses_what_it_cannot_do(model):
         with pytest.raises(ValueError, match=reason):
             engine.add([1], SamplingParams(**options))
     with pytest.raises(ValueError, match="stop needs an engine with a tokenizer"):
-        engine_of(model).add([1], SamplingParams(stop="x"))
+        tiny_engine(model).add([1], SamplingParams(stop="x"))
     assert not engine.has_work
     for options in ({"n": 2}, {"stop": "x"}, {"logprobs": 1}):
         with pytest.raises(ValueError, match=f"{next(iter(options))} needs an engine"):

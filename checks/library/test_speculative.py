@@ -3,52 +3,31 @@
 import random
 
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from checks.tiny import at_rest, same_or_tied, tiny_engine, tiny_model
 from course_lib.decode import DraftModel, SamplingParams, generate_uncached, ngram_draft
 from course_lib.decode.beam import beam_search
 from course_lib.decode.draft_model import check_same_vocabulary
 from course_lib.decode.speculative import Wanted
-from course_lib.engine import Engine, EngineConfig, ModelRunner
+from course_lib.engine import EngineConfig
 from course_lib.engine.beam import PagedBeams
-from course_lib.model import ModelConfig
-from course_lib.model.decoder import init_weights
 
-TIE = 1e-4  # logits closer than this may be ordered either way
 VOCAB = 31
-CONFIG = ModelConfig(
-    model_type="llama",
-    vocab_size=VOCAB,
-    hidden_size=24,
-    intermediate_size=40,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    head_dim=8,
-    max_position_embeddings=96,
-    tie_word_embeddings=False,
-)
 GREEDY = SamplingParams(temperature=0, max_tokens=40)
 DRAWN = SamplingParams(temperature=0.7, top_p=0.9, seed=3, max_tokens=40, repetition_penalty=1.1)
 
 
 @pytest.fixture(scope="module")
 def model():
-    return init_weights(CONFIG, seed=1, std=0.3).eval().requires_grad_(False)
+    return tiny_model()
 
 
 @pytest.fixture(scope="module")
 def other():
     """Another model, which seldom agrees."""
-    return init_weights(CONFIG, seed=2, std=0.3).eval().requires_grad_(False)
-
-
-def engine_of(model, speculative="off", proposer=None, num_blocks=256, **options) -> Engine:
-    config = EngineConfig(**{"block_size": 4, "debug": True, "speculative": speculative, **options})
-    runner = ModelRunner(model, num_blocks, config.block_size)
-    return Engine(runner, num_blocks, config, None, (), CONFIG.max_position_embeddings, proposer)
+    return tiny_model(seed=2)
 
 
 def run(engine, prompts, params, preempt=False):
@@ -60,9 +39,7 @@ def run(engine, prompts, params, preempt=False):
         told = [output.request for output in engine.step()]
         if preempt and any(request in engine.scheduler.running for request in told):
             engine.scheduler.preempt()
-    assert not engine.has_work
-    engine.prefix_cache.clear()
-    assert engine.allocator.available == engine.allocator.total
+    at_rest(engine)
     return [request.output_ids for request in requests]
 
 
@@ -158,17 +135,9 @@ def test_promise_3_greedy_tokens_with_and_without_drafts(model, other, kind, opt
     options = dict(options)
     preempt = options.pop("preempt", False)
     prompts = prompts_of(8, seed=len(options))
-    engine = engine_of(model, kind, proposer_of(kind, model, other), **options)
+    engine = tiny_engine(model, speculative=kind, proposer=proposer_of(kind, model, other), **options)
     for prompt, got in zip(prompts, run(engine, prompts, GREEDY, preempt), strict=True):
-        want = list(generate_uncached(model, prompt, GREEDY))
-        assert len(got) == len(want)
-        for at, (ours, theirs) in enumerate(zip(got, want, strict=True)):
-            if ours != theirs:
-                with torch.inference_mode():
-                    logits = model(torch.tensor([prompt + want[:at]]), logits_to_keep=1)[0, -1]
-                assert abs(float(logits[ours] - logits[theirs])) <= TIE
-                record_property("tie", (prompt, at))
-                break
+        same_or_tied(model, prompt, got, list(generate_uncached(model, prompt, GREEDY)), record_property)
     assert engine.counters.drafted_tokens > 0
 
 
@@ -176,8 +145,8 @@ def test_promise_3_greedy_tokens_with_and_without_drafts(model, other, kind, opt
 def test_sampled_texts_with_and_without_drafts(model, other, kind):
     """Not the same distribution only: the same text for a seed."""
     prompts = prompts_of(6, seed=5)
-    plain = run(engine_of(model), prompts, DRAWN)
-    engine = engine_of(model, kind, proposer_of(kind, model, other))
+    plain = run(tiny_engine(model), prompts, DRAWN)
+    engine = tiny_engine(model, speculative=kind, proposer=proposer_of(kind, model, other))
     assert run(engine, prompts, DRAWN) == plain
     assert engine.counters.drafted_tokens > 0
 
@@ -195,9 +164,13 @@ def test_promise_6_drafts_come_from_the_text_alone(model, other):
             return drafts
 
     noted: dict[tuple[int, ...], list[list[int]]] = {}
-    alone = run(engine_of(model, "other", Noting(other)), [prompt], DRAWN)[0]
+    alone = run(tiny_engine(model, speculative="other", proposer=Noting(other)), [prompt], DRAWN)[0]
     crowd = [*prompts_of(9, seed=8), prompt]
-    among = run(engine_of(model, "other", Noting(other), max_num_batched_tokens=24), crowd, DRAWN)[-1]
+    among = run(
+        tiny_engine(model, speculative="other", proposer=Noting(other), max_num_batched_tokens=24),
+        crowd,
+        DRAWN,
+    )[-1]
     assert among == alone
     twice = [drafts for drafts in noted.values() if len(drafts) > 1]
     assert twice
@@ -208,7 +181,7 @@ def test_promise_6_drafts_come_from_the_text_alone(model, other):
 
 def test_a_model_agrees_with_itself(model):
     """Its own drafts are all right, so 40 tokens take a step for the prompt and 8 of 5 tokens."""
-    engine = engine_of(model, "itself", DraftModel(model))
+    engine = tiny_engine(model, speculative="itself", proposer=DraftModel(model))
     run(engine, [[1, 2, 3]], GREEDY)
     counters = engine.counters
     assert counters.steps == 1 + 8
@@ -223,7 +196,7 @@ def test_wrong_drafts_are_counted_as_such(model):
             right = [next(iter(generate_uncached(model, list(each.tokens), params))) for each in wanted]
             return [[(token + 1) % VOCAB] * each.limit for token, each in zip(right, wanted, strict=True)]
 
-    engine = engine_of(model, "wrong", Wrong())
+    engine = tiny_engine(model, speculative="wrong", proposer=Wrong())
     assert run(engine, [[1, 2, 3]], GREEDY)[0] == list(generate_uncached(model, [1, 2, 3], GREEDY))
     assert engine.counters.accepted_tokens == 0
     assert engine.counters.drafted_tokens == 35 * 4 + 3 + 2 + 1
@@ -238,9 +211,9 @@ def test_n_texts_stops_and_logprobs(model, other):
             engine.step()
         return [(r.output_ids, r.finish_reason, len(r.logprobs)) for r in requests]
 
-    plain = answers(engine_of(model))
-    assert answers(engine_of(model, "other", DraftModel(other))) == plain
-    assert answers(engine_of(model, "itself", DraftModel(model))) == plain
+    plain = answers(tiny_engine(model))
+    assert answers(tiny_engine(model, speculative="other", proposer=DraftModel(other))) == plain
+    assert answers(tiny_engine(model, speculative="itself", proposer=DraftModel(model))) == plain
 
 
 def test_beams_are_not_drafted_for(model):
@@ -248,12 +221,16 @@ def test_beams_are_not_drafted_for(model):
         with PagedBeams(engine, [1, 2, 1, 2], 3) as started:
             return [beam.token_ids for beam in beam_search(started, 3, 12, ())]
 
-    assert beams(engine_of(model, "itself", DraftModel(model))) == beams(engine_of(model))
+    assert beams(tiny_engine(model, speculative="itself", proposer=DraftModel(model))) == beams(
+        tiny_engine(model)
+    )
 
 
 def test_drafts_preempt_nobody(model):
     """Two texts that just fit into the pool: drafts give way."""
-    engine = engine_of(model, "itself", DraftModel(model), num_blocks=22, prefix_cache="off")
+    engine = tiny_engine(
+        model, speculative="itself", proposer=DraftModel(model), num_blocks=22, prefix_cache="off"
+    )
     run(engine, [[1, 2, 3], [4, 5, 6]], GREEDY)
     assert engine.counters.preemptions == 0
     assert engine.counters.accepted_tokens > 0
@@ -264,7 +241,7 @@ def test_drafts_preempt_nobody(model):
 
 def test_a_model_needs_a_proposer(model):
     with pytest.raises(ValueError, match="proposer"):
-        engine_of(model, "course-1m")
+        tiny_engine(model, speculative="course-1m")
 
 
 def test_vocabularies_must_be_the_same():

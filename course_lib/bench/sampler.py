@@ -48,7 +48,7 @@ class Timed:
     def __init__(self, runner: Any):
         self.runner = runner
         self.seconds: list[tuple[float, float]] = []
-        self.refuse = runner.refuse
+        self.refuse, self.vocab_size = runner.refuse, runner.vocab_size
 
     def execute(self, schedule: Schedule) -> Any:
         self.began = time.perf_counter()

@@ -2,15 +2,19 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Int8, Int64
 from torch import Tensor
 
+from course_lib.cache.contiguous import kv_cache_bytes
 from course_lib.kernels.paged_torch import gathered_attention
 from course_lib.model.config import ModelConfig
 from course_lib.model.layers import grouped_query_attention
+
+KVCacheDtype = Literal["auto", "int8"]  # vLLM's name; auto: the model's own number format
 
 # Requests are attended to together while the longest of them takes at most so much more than the shortest.
 PADDING = 1.25
@@ -134,10 +138,19 @@ class PagedCache:
     def advance(self, new: int) -> None:
         """Nothing to count: the scheduler does."""
 
+    @staticmethod
+    def bytes_per_token(config: ModelConfig, dtype: torch.dtype) -> int:
+        """What the keys and values of one token take, of all layers; `dtype` is the model's."""
+        return kv_cache_bytes(config, 1, bytes_per_number=dtype.itemsize)
+
+    def pools(self) -> Sequence[Tensor]:
+        """All that belongs to blocks, each (layers, blocks, ...)."""
+        return self.keys, self.values
+
     def copy(self, pairs: Sequence[tuple[int, int]]) -> None:
         """Copy blocks: (from, to) each. All are read before any is written."""
         sources, targets = zip(*pairs, strict=True)
-        for pool in (self.keys, self.values):
+        for pool in self.pools():
             pool[:, list(targets)] = pool[:, list(sources)]
 
     def store(
@@ -146,10 +159,11 @@ class PagedCache:
         slots: Int64[Tensor, " N"],
         key: Float[Tensor, "N K D"],
         value: Float[Tensor, "N K D"],
-    ) -> None:
-        """Write one layer's new keys and values to their slots."""
+    ) -> tuple[Float[Tensor, "N K D"], Float[Tensor, "N K D"]]:
+        """Write one layer's new keys and values to their slots; returns them as `gather` will read them."""
         self.keys[layer].flatten(0, 1).index_copy_(0, slots, key)
         self.values[layer].flatten(0, 1).index_copy_(0, slots, value)
+        return key, value
 
     def gather(
         self, layer: int, blocks: Int64[Tensor, " n"]
@@ -169,7 +183,7 @@ class PagedCache:
     ) -> Float[Tensor, "1 N H D"]:
         """Store one layer's new keys and values; attend from every token to its own request's text."""
         assert self.step is not None  # `begin` comes first
-        self.store(layer, self.step.slots, key[0], value[0])
+        new_keys, new_values = self.store(layer, self.step.slots, key[0], value[0])
         mixed = []
         for part in self.step.parts:
             asked = query[:, part.start : part.end]  # (1, n, H, D)
@@ -180,10 +194,85 @@ class PagedCache:
                 mixed.append(gathered_attention(asked[0], keys, values, bias, scale)[None])
                 continue
             if part.length == part.end - part.start:  # the whole text is in this step
-                keys, values = key[0, part.start : part.end], value[0, part.start : part.end]
+                keys, values = new_keys[part.start : part.end], new_values[part.start : part.end]
             else:
                 keys, values = (x.flatten(0, 1)[: part.length] for x in self.gather(layer, part.blocks))
             keys, values = (x.transpose(0, 1)[None] for x in (keys, values))  # (1, K, length, D)
             attended = grouped_query_attention(asked.transpose(1, 2), keys, values, scale, window)
             mixed.append(attended.transpose(1, 2))
         return mixed[0] if len(mixed) == 1 else torch.cat(mixed, dim=1)
+
+
+class Int8PagedCache(PagedCache):
+    """As `PagedCache`, with 8 bits a number: each head of each token has codes and a scale of its own.
+
+    So a token is rounded once, when it is written, whoever is in the batch and however its text was cut;
+    and a text reads its own newest tokens as everybody will read them later. What head_dim numbers take is
+    head_dim + 4 bytes instead of 2 head_dim in 16 bit.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        num_blocks: int,
+        block_size: int = 16,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ):
+        super().__init__(config, num_blocks, block_size, torch.int8, device)
+        self.dtype = dtype  # of what is given and read
+        self.key_scales, self.value_scales = (
+            zeros(self.keys.shape[:-1], torch.float32, device) for _ in range(2)
+        )
+
+    @staticmethod
+    def bytes_per_token(config: ModelConfig, dtype: torch.dtype) -> int:
+        scales = 2 * config.num_hidden_layers * config.num_key_value_heads
+        return kv_cache_bytes(config, 1, bytes_per_number=1) + scales * torch.float32.itemsize
+
+    def pools(self) -> Sequence[Tensor]:
+        return self.keys, self.values, self.key_scales, self.value_scales
+
+    def store(
+        self,
+        layer: int,
+        slots: Int64[Tensor, " N"],
+        key: Float[Tensor, "N K D"],
+        value: Float[Tensor, "N K D"],
+    ) -> tuple[Float[Tensor, "N K D"], Float[Tensor, "N K D"]]:
+        (key_codes, key_scale), (value_codes, value_scale) = quantize_heads(key), quantize_heads(value)
+        super().store(layer, slots, key_codes, value_codes)
+        self.key_scales[layer].flatten(0, 1).index_copy_(0, slots, key_scale)
+        self.value_scales[layer].flatten(0, 1).index_copy_(0, slots, value_scale)
+        return (
+            dequantize_heads(key_codes, key_scale, self.dtype),
+            dequantize_heads(value_codes, value_scale, self.dtype),
+        )
+
+    def gather(
+        self, layer: int, blocks: Int64[Tensor, " n"]
+    ) -> tuple[Float[Tensor, "n size K D"], Float[Tensor, "n size K D"]]:
+        keys, values = super().gather(layer, blocks)
+        key_scale, value_scale = self.key_scales[layer, blocks], self.value_scales[layer, blocks]
+        return (
+            dequantize_heads(keys, key_scale, self.dtype),
+            dequantize_heads(values, value_scale, self.dtype),
+        )
+
+
+def quantize_heads(
+    x: Float[Tensor, "*batch D"],
+) -> tuple[Int8[Tensor, "*batch D"], Float[Tensor, "*batch"]]:
+    """8 bits, symmetric: the largest magnitude of each head becomes 127. Returns codes and scales."""
+    x = x.float()
+    scale = (x.abs().amax(-1) / 127).clamp(min=1e-30)
+    return (x / scale[..., None]).round().to(torch.int8), scale
+
+
+def dequantize_heads(
+    codes: Int8[Tensor, "*batch D"], scale: Float[Tensor, "*batch"], dtype: torch.dtype
+) -> Float[Tensor, "*batch D"]:
+    return (codes * scale[..., None]).to(dtype)
+
+
+PAGED_CACHES: dict[KVCacheDtype, type[PagedCache]] = {"auto": PagedCache, "int8": Int8PagedCache}

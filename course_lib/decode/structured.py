@@ -73,6 +73,10 @@ class Guide:
         self.matcher.consume_token(token)
         return bool(self.matcher.is_stopped())
 
+    def fitting(self, tokens: Sequence[int]) -> int:
+        """How many of these tokens, from the first on, would be allowed one after the other."""
+        return int(self.matcher.validate_tokens(list(tokens)))
+
     def allowed(self, ahead: Sequence[int] = ()) -> Bool[np.ndarray, " V"]:
         """Which tokens may come next, once `ahead` has been taken, too.
 

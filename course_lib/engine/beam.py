@@ -39,7 +39,7 @@ class PagedBeams:
         Raises:
             ImpossibleRequest: there is no room for the prompt, or for so many beams at once.
         """
-        count = min(count, getattr(self.engine.tokenizer, "vocab_size", count))
+        count = min(count, self.engine.runner.vocab_size)
         self.params = SamplingParams(temperature=0, logprobs=count, max_tokens=1 << 30, ignore_eos=True)
         self.requests = self.engine.requests(self.prompt, replace(self.params, n=self.width))
         for request in self.requests:

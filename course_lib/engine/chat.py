@@ -54,6 +54,7 @@ def main(
         str, typer.Option(help="Draft tokens: off, ngram, or a small model's name. The text stays the same.")
     ] = "off",
     quantize: Annotated[str, typer.Option(help="Bits of the weights: off, int8 or int4.")] = "off",
+    kv_cache_dtype: Annotated[str, typer.Option(help="Keys and values: auto (as --dtype) or int8.")] = "auto",
 ) -> None:
     """Run a language model on this machine: one answer with --prompt, otherwise a conversation."""
     from course_lib import assets
@@ -70,7 +71,8 @@ def main(
         params = SamplingParams(
             temperature, top_k, top_p, min_p, seed, max_tokens, repetition_penalty=repetition_penalty
         )
-        llm = LLM(model, device, dtype, threads, EngineConfig(speculative=speculate), quantize)  # type: ignore[arg-type]
+        config = EngineConfig(speculative=speculate, kv_cache_dtype=kv_cache_dtype)  # type: ignore[arg-type]
+        llm = LLM(model, device, dtype, threads, config, quantize)  # type: ignore[arg-type]
         introduce(llm)
         opening = [{"role": "system", "content": system}] if system else []
         if prompt is not None:
@@ -88,6 +90,7 @@ def introduce(llm: "LLM") -> None:
     facts = {
         "model": f"{llm.name}: {config.parameters / 1e6:.0f}M parameters, {config.num_hidden_layers} layers",
         **llm.choice.reasons(),
+        "cache": room(llm),
         "parts": owners(),
         "ready": f"after {time.perf_counter() - STARTED:.1f} s",
     }
@@ -95,6 +98,16 @@ def introduce(llm: "LLM") -> None:
         if fact:
             console.print(f"{name:8}{escape(fact)}", style="dim", soft_wrap=True)
     console.print()
+
+
+def room(llm: "LLM") -> str:
+    """How many tokens the cache holds, and what one of them takes."""
+    cache, engine = llm.runner.cache, llm.engine
+    one = cache.bytes_per_token(llm.config, llm.choice.dtype)
+    kept = "" if engine.config.kv_cache_dtype == "auto" else f", kept as {engine.config.kv_cache_dtype}"
+    return (
+        f"room for {engine.allocator.total * engine.config.block_size:,} tokens of {one / 1000:.1f} kB{kept}"
+    )
 
 
 def owners() -> str:

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import itertools
+import logging
 import secrets
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -19,7 +20,7 @@ from course_lib.decode.speculative import NgramProposer, Proposer, Wanted
 from course_lib.decode.text import Text
 from course_lib.engine.request import FinishReason, Output, Request, Status
 from course_lib.engine.runner import Runner
-from course_lib.engine.scheduler import Schedule, Scheduler
+from course_lib.engine.scheduler import ImpossibleRequest, Schedule, Scheduler
 from course_lib.engine.text import Detokenizer, TextStream
 from course_lib.tokenizer import Tokenizer
 
@@ -31,6 +32,7 @@ PREFIX_CACHES: dict[str, Callable[[BlockAllocator, int], PrefixCache]] = {
     "radix": RadixPrefixCache,
     "off": NoPrefixCache,
 }
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,8 @@ class EngineConfig:
     max_num_seqs: the most requests that run at once; others wait.
     max_model_len: the most tokens of a text; None: as many as the model has positions.
     prefix_cache: how known beginnings are found: "hash", "radix" or "off".
+    kv_cache_dtype: how keys and values are kept: "auto", in the model's own number format, or "int8", which
+        holds nearly twice as many tokens as 16 bits. Whoever makes the runner gives it this, too.
     speculative: who drafts the next tokens: "off", "ngram" (prompt lookup), or the name of a small model
         with the same vocabulary. It changes the speed, and not the text.
     draft_tokens: how many tokens are drafted at a time.
@@ -56,6 +60,7 @@ class EngineConfig:
     max_num_seqs: int = 256
     max_model_len: int | None = None
     prefix_cache: Literal["hash", "radix", "off"] = "hash"
+    kv_cache_dtype: Literal["auto", "int8"] = "auto"
     speculative: str = "off"
     draft_tokens: int = 4
     debug: bool = False
@@ -68,6 +73,8 @@ class EngineConfig:
                 raise ValueError(f"{name} is {value}; it must be at least 1.")
         if self.prefix_cache not in PREFIX_CACHES:
             raise ValueError(f"prefix_cache is {self.prefix_cache!r}; choose {', '.join(PREFIX_CACHES)}.")
+        if self.kv_cache_dtype not in ("auto", "int8"):
+            raise ValueError(f"kv_cache_dtype is {self.kv_cache_dtype!r}; choose auto or int8.")
 
 
 class TextMaker(Protocol):
@@ -86,6 +93,7 @@ class Counters:
     drafted_tokens: int = 0  # that were verified
     accepted_tokens: int = 0  # of these: what the model would have chosen
     failed_steps: int = 0
+    failed_drafts: int = 0
     finished: Counter[FinishReason] = field(default_factory=Counter)
 
 
@@ -107,9 +115,12 @@ class Engine:
         `proposer` drafts tokens where `config.speculative` names a model; "ngram" needs none.
 
         Raises:
-            ValueError: `config.speculative` names a model, and there is no proposer.
+            ValueError: `config.speculative` names a model, and there is no proposer; or the runner keeps keys
+                and values in another format than `config` says.
         """
         self.config = config or EngineConfig()
+        if (kept := getattr(runner, "kv_cache_dtype", "auto")) != (asked := self.config.kv_cache_dtype):
+            raise ValueError(f"kv_cache_dtype is {asked!r}; this runner keeps keys and values as {kept!r}.")
         self.runner = runner
         self.tokenizer = tokenizer
         self.proposer = NgramProposer() if self.config.speculative == "ngram" else proposer
@@ -171,6 +182,7 @@ class Engine:
         id = id or f"request-{next(self.names)}"
         stops = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else self.stop_ids)
         self.refuse_unsupported(params, stops)
+        self.refuse_unknown(prompt_ids)
         family = [
             Request(
                 id=id,
@@ -196,14 +208,22 @@ class Engine:
     def refuse_unsupported(self, params: SamplingParams, stops: Collection[int]) -> None:
         """Raise ValueError for parameters that this model or this engine cannot do as they say."""
         self.runner.refuse(params)
-        if (size := getattr(self.tokenizer, "vocab_size", None)) is not None:
-            params.check_vocabulary(size)
+        params.check_vocabulary(self.runner.vocab_size)
         if params.stop and self.tokenizer is None:
             raise ValueError("stop needs an engine with a tokenizer; this one knows token ids only.")
         if params.min_tokens and params.allowed_token_ids and not set(params.allowed_token_ids) - set(stops):
             raise ValueError(
                 "allowed_token_ids are all stop tokens, and min_tokens forbids these: no token is left."
             )
+
+    def refuse_unknown(self, prompt_ids: Sequence[int]) -> None:
+        """Raise ImpossibleRequest for tokens that the model does not have: they would end the whole step."""
+        size = self.runner.vocab_size
+        for place, token in enumerate(prompt_ids):
+            if not 0 <= token < size:
+                raise ImpossibleRequest(
+                    f"Token {place} of the prompt is {token}; this model's are 0 to {size - 1}."
+                )
 
     @functools.cached_property
     def guides(self) -> "Guides":
@@ -233,6 +253,7 @@ class Engine:
         Drafts come from the text alone. How many of them a step verifies may depend on who else is there,
         by its budget and its blocks; the text does not, since every draw is by seed and position. Nobody is
         preempted for the sake of drafts: they are made while blocks last, after one for everybody's next.
+        A proposer that fails costs speed only: those it was asked about go on without drafts.
         """
         if self.proposer is None:
             return
@@ -253,9 +274,23 @@ class Engine:
             if not self.prefix_cache.make_available(blocks):
                 break
             wanted.append((request, Wanted(request, request.tokens, count)))
-        drafts = self.proposer.propose([each for _, each in wanted])
-        for (request, each), draft in zip(wanted, drafts, strict=True):
-            request.draft = draft[: each.limit]
+        try:
+            drafts = self.proposer.propose([each for _, each in wanted])
+            for (request, each), draft in zip(wanted, drafts, strict=True):
+                request.draft = self.possible(request, draft[: each.limit])
+        except Exception as error:
+            self.counters.failed_drafts += 1
+            logger.warning(
+                "The proposer has failed, so %d requests go on without drafts: %r", len(wanted), error
+            )
+            for request, _ in wanted:
+                request.draft, request.draftable = [], False
+
+    def possible(self, request: Request, draft: Sequence[int]) -> list[int]:
+        """The beginning of a draft that consists of the model's own tokens, and that the form allows."""
+        size = self.runner.vocab_size
+        known = list(itertools.takewhile(lambda token: 0 <= token < size, draft))
+        return known if request.guide is None else known[: request.guide.fitting(known)]
 
     def cancel(self, request: Request, reason: FinishReason = "cancelled") -> None:
         """End a request, whatever its state: its blocks are free at once. Again, it changes nothing."""

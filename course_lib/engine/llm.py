@@ -8,7 +8,7 @@ from typing import Literal
 
 import torch
 
-from course_lib.cache.contiguous import kv_cache_bytes
+from course_lib.cache.paged import PAGED_CACHES
 from course_lib.cache.radix import RadixPrefixCache
 from course_lib.decode.beam import beam_search
 from course_lib.decode.draft_model import DraftModel, check_same_vocabulary
@@ -158,8 +158,9 @@ class LLM:
         config = config or EngineConfig()
         drafter = None if config.speculative in ("off", "ngram") else self.draft_model(config.speculative)
         blocks = config.num_blocks or pool_blocks(self.config, config, self.choice.dtype, self.choice.device)
+        self.runner = ModelRunner(self.model, blocks, config.block_size, config.kv_cache_dtype)
         self.engine = Engine(
-            ModelRunner(self.model, blocks, config.block_size),
+            self.runner,
             blocks,
             config,
             self.tokenizer,
@@ -279,7 +280,7 @@ def pool_blocks(model: ModelConfig, config: EngineConfig, dtype: torch.dtype, de
     else:
         memory = detect().memory or UNKNOWN_MEMORY
     longest = min(model.max_position_embeddings, config.max_model_len or model.max_position_embeddings)
-    block = kv_cache_bytes(model, config.block_size, bytes_per_number=dtype.itemsize)
+    block = config.block_size * PAGED_CACHES[config.kv_cache_dtype].bytes_per_token(model, dtype)
     return max(
         1,
         min(

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from course_lib.cache.paged import PagedCache, Step
+from course_lib.cache.paged import PAGED_CACHES, KVCacheDtype, Step
 from course_lib.decode.logprobs import token_logprobs
 from course_lib.decode.params import SamplingParams
 from course_lib.decode.sampler import Sampler
@@ -20,9 +20,18 @@ from course_lib.model.decoder import Decoder
 class ModelRunner:
     """Runs steps of a `Decoder` on a pool of `num_blocks` blocks of `block_size` tokens."""
 
-    def __init__(self, model: Decoder, num_blocks: int, block_size: int = 16):
+    def __init__(
+        self,
+        model: Decoder,
+        num_blocks: int,
+        block_size: int = 16,
+        kv_cache_dtype: KVCacheDtype = "auto",
+    ):
         self.model = model
-        self.cache = PagedCache(model.config, num_blocks, block_size, model.dtype, model.device)
+        self.vocab_size = model.config.vocab_size
+        self.kv_cache_dtype = kv_cache_dtype
+        cache = PAGED_CACHES[kv_cache_dtype]
+        self.cache = cache(model.config, num_blocks, block_size, model.dtype, model.device)
 
     def refuse(self, params: SamplingParams) -> None:
         """This runner does all that `SamplingParams` can ask for."""

@@ -27,6 +27,7 @@ class NumpyRunner:
     def __init__(self, model: GPT, num_blocks: int, block_size: int = 16):
         self.model = model
         config = model.config
+        self.vocab_size = config.vocab_size
         width = config.n_embd // config.n_head
         shape = (config.n_layer, num_blocks, block_size, config.n_head, width)
         self.keys, self.values = np.zeros(shape, np.float32), np.zeros(shape, np.float32)

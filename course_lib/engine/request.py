@@ -118,11 +118,22 @@ class Request:
         return self.stream.text if self.stream else ""
 
     def append(self, token: int) -> FinishReason | None:
-        """Take the token that has been chosen; returns why the text ends with it, if it does."""
+        """Take the token that has been chosen; returns why the text ends with it, if it does.
+
+        Where its grammar or its detokenizer fails, it ends with an error, and no other request does.
+        """
         self.tokens.append(token)
         self.last_token_at = time.perf_counter()
         if not self.first_token_at:
             self.first_token_at = self.last_token_at
+        try:
+            return self._follow(token)
+        except Exception as error:
+            self.error = f"{type(error).__name__}: {error}"
+            return "error"
+
+    def _follow(self, token: int) -> FinishReason | None:
+        """Let the form and the text follow the newest token."""
         count = len(self.tokens) - self.num_prompt_tokens
         complete = self.guide is not None and self.guide.take(token)
         if self.guide is not None and self.guide.error:

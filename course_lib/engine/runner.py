@@ -16,6 +16,8 @@ class Runner(Protocol):
     The engine never looks into the logits: they are the runner's own kind of array.
     """
 
+    vocab_size: int  # token ids are 0 to vocab_size - 1
+
     def refuse(self, params: "SamplingParams") -> None:
         """Raise ValueError for parameters that this runner cannot do as they say."""
         ...
