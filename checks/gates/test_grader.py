@@ -388,6 +388,40 @@ def test_each_wrong_solution_is_recognised(small: Sandbox) -> None:
             assert verdict.diagnosis == mistake.says or with_library, (name, mistake.says, verdict)
 
 
+@pytest.mark.parametrize(
+    ("one", "other", "alike"),
+    [
+        ("raise ValueError('no')", "raise ValueError(f'{n}: give 1 or more') from None", True),
+        ("raise ValueError('no')", "raise TypeError('no')", False),
+        ("assert n, 'no'", "assert n", True),
+        ("[7][n + 1]", "[7][1]", True),
+        ("{}[n]", "{}[n + 1]", False),
+        ("math.sqrt(n - 1)", "raise ValueError('no')", False),
+    ],
+)
+def test_errors_are_alike_by_their_kind_whatever_words_the_learner_chose(
+    one: str, other: str, alike: bool
+) -> None:
+    """A library's words tell mistakes apart; the learner's own say nothing about the mistake."""
+
+    def marks(statement: str) -> list[str]:
+        names: dict[str, Any] = {}
+        source = f"def f(n):\n    import math\n    {statement}\n"
+        exec(compile(source, expect.CELL_PREFIX + "f>", "exec"), names)
+        called = expect.expect(names["f"], 0)
+        found = []
+        for ask in (lambda: called.value, lambda: called.raises(Exception, match="a word nobody says")):
+            with pytest.raises(CheckFailure) as failure:
+                ask()
+            found.append(failure.value.fingerprint)
+        expect.begin_check()
+        return found
+
+    first, second = marks(one), marks(other)
+    assert (first[0] == second[0]) is alike
+    assert first[1] == second[1]  # only that the words are missing counts there, not which there are
+
+
 def test_another_mistake_with_the_same_failing_check_is_not_misnamed(small: Sandbox) -> None:
     e = exercise("numerics.perplexity")
     source = "def perplexity(logprobs):\n    return float(np.exp(-sum(d.sum() for d in logprobs)))"

@@ -91,10 +91,12 @@ def _sentences() -> Iterator[None]:
         raise typer.Exit(130) from None
 
 
+# A day of -1 is no day, but it is no option either: parse_day has a sentence for it.
+_DAY = {"ignore_unknown_options": True}
 Day = Annotated[str, typer.Argument(metavar="N", help="The day's number, 1 to 30.", show_default=False)]
 
 
-@app.command("check-day")
+@app.command("check-day", context_settings=_DAY)
 def check_day(n: Day = "") -> None:
     """Grade a day: check your notebook's exercises and print the scoreboard."""
     with _sentences():
@@ -132,7 +134,7 @@ def start(
         starting.start(parse_day(day, "start --day") if day else None, browser, port)
 
 
-@app.command("reset-day")
+@app.command("reset-day", context_settings=_DAY)
 def reset_day(n: Day = "") -> None:
     """Put a day's notebook back as it was handed out; yours is kept as a copy."""
     with _sentences():

@@ -12,6 +12,7 @@ for a `(3, 3)` one. Every failure carries three short texts: what was *given*, w
 """
 
 import copy
+import dis
 import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence, Set
@@ -534,8 +535,21 @@ def _one_line(text: str, limit: int = 240) -> str:
 
 
 def error_mark(error: BaseException, given: str = "") -> str:
-    """The fingerprint of an error: equal for equal errors on equal inputs."""
-    return f"error: {type(error).__name__}: {str(error)[:80]} {fingerprint(given) if given else ''}"
+    """The fingerprint of an error: equal for equal errors on equal inputs, in whatever words of the
+    learner's own.
+    """
+    text = "" if _own_words(error) else str(error)[:80]
+    return f"error: {type(error).__name__}: {text} {fingerprint(given) if given else ''}"
+
+
+def _own_words(error: BaseException) -> bool:
+    """Whether a `raise` or `assert` of the learner's cell made the error, and not Python or a library."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    if trace is None or not trace.tb_frame.f_code.co_filename.startswith(CELL_PREFIX):
+        return False
+    return trace.tb_frame.f_code.co_code[trace.tb_lasti] == dis.opmap["RAISE_VARARGS"]
 
 
 def _snapshot(x: Any) -> Any:
@@ -640,7 +654,10 @@ class Expectation:
             raise CheckFailure(message, self.given, kind=name, fingerprint=mark) from self.error
         if match and not re.search(match, str(self.error)):
             message = f"the message of the {names} should mention {match!r}"
-            _fail(message, self.given, got=str(self.error), kind="message")
+            mark = f"message: {message} {fingerprint(str(self.given))}"
+            raise CheckFailure(
+                message, self.given, got=show(str(self.error)), kind="message", fingerprint=mark
+            )
         return self
 
 

@@ -9,6 +9,7 @@ checks/gates/equivalent_mutants.yaml, or the checks are too weak.
 All of it runs in one `Sandbox` a day, without a kernel.
 """
 
+import argparse
 import ast
 import contextlib
 import os
@@ -41,6 +42,7 @@ from course_lib.classroom.sources import (
     wrap_answer,
 )
 
+COMMAND = "Prove that days can be graded: stubs, references, wrong solutions, mutants. Exit status 1 if not."
 SENTINEL = "sentinel: the learner's own object was called"
 BUDGET = 40.0  # seconds of mutants a day in CI
 _ACCIDENTS = (
@@ -522,10 +524,23 @@ def main(days: Iterable[int], everything: bool = False) -> int:
     return 1 if bad else 0
 
 
+def command(words: list[str] | None = None) -> int:
+    """`python -m course_lib.classroom.prove 5 --mutants`."""
+    parser = argparse.ArgumentParser(prog="python -m course_lib.classroom.prove", description=COMMAND)
+    days = lessons.available_days()
+    parser.add_argument("days", nargs="*", type=int, metavar="DAY", help="one or more; without any, all")
+    parser.add_argument(
+        "--mutants", action="store_true", help=f"try every mutant; without it, {BUDGET:g} s of them a day"
+    )
+    given = parser.parse_args(words)
+    if unknown := [day for day in given.days if day not in days]:
+        parser.error(f"no lesson for day {unknown[0]}; there is one for days {', '.join(map(str, days))}")
+    return main(given.days or days, given.mutants)
+
+
 if __name__ == "__main__":
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    chosen = [int(a) for a in sys.argv[1:] if a.isdigit()] or lessons.available_days()
-    sys.exit(main(chosen, "--mutants" in sys.argv))
+    sys.exit(command())
 
 
 __all__ = ["Finding", "Proof", "changed_days", "main", "prove_day", "report"]
