@@ -1,6 +1,7 @@
 """Keys and values in 8 bits: how far they are off, and always by the same, whoever is in the batch."""
 
 import random
+from typing import Any
 
 import pytest
 import torch
@@ -177,7 +178,7 @@ def logits_of(model, prompt, chunk):
     """The last token's logits of a prompt that is read in pieces of `chunk` tokens."""
     engine = tiny_engine(model, kv_cache_dtype="int8", max_num_batched_tokens=chunk, max_num_seqs=1)
     engine.add(prompt, SamplingParams(temperature=0, max_tokens=1))
-    logits = None
+    logits: Any = None
     while engine.has_work:
         schedule = engine.scheduler.schedule()
         logits = engine.runner.execute(schedule)

@@ -36,6 +36,8 @@ def test_perplexity_by_its_definition(exact):
         (Format("bf16", torch.bfloat16), 0.01, 16),
         (Format("int8", torch.float32, "int8"), 0.005, 8),
         (Format("int4", torch.float32, "int4", 32), 0.1, 4),
+        (Format("fp32", torch.float32, kv_cache_dtype="int8"), 0.01, 32),
+        (Format("int8", torch.float32, "int8", kv_cache_dtype="int8"), 0.01, 8),
     ],
 )
 def test_fewer_bits_cost_little(exact, form, worse, bits):
@@ -43,3 +45,4 @@ def test_fewer_bits_cost_little(exact, form, worse, bits):
     assert result.perplexity != exact.perplexity
     assert abs(math.log(result.perplexity / exact.perplexity)) < worse
     assert result.weight_bytes < exact.weight_bytes * (bits / 32 + 0.15)
+    assert (result.kv_bytes < exact.kv_bytes / 3) == (form.kv_cache_dtype == "int8")
