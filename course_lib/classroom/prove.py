@@ -273,10 +273,11 @@ def later_parts(lesson: Lesson) -> list[tuple[int, str]]:
             continue
         if exercise.part and (day := marked_day(locate(exercise.part))) is not None and day > lesson.day:
             found.append((exercise.line, f"{exercise.name} asks for a part of day {day}"))
-        sources = [(c.line, c.source) for c in exercise.checks] + [
-            (w.line, w.source) for w in exercise.wrongs
-        ]
-        for line, source in [*sources, (exercise.line, stub_source(exercise))]:
+        sources = [(c.line, c.source) for c in exercise.checks]
+        if exercise.kind != "kernel":  # whose cells are no Python
+            sources += [(w.line, w.source) for w in exercise.wrongs]
+            sources.append((exercise.line, stub_source(exercise)))
+        for line, source in sources:
             for name in _library_names(source):
                 try:
                     day = marked_day(locate(name))
