@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
+from course_lib.engine.request import Request
 from course_lib.engine.runner import verified
 from course_lib.engine.scheduler import Chunk, Schedule, Scheduler
 
@@ -21,9 +22,12 @@ class WrongText(AssertionError):
     """A request writes where it must not, or reads what is not its own text."""
 
 
-def beginnings(tokens: Sequence[int]) -> list[int]:
-    """For each token a hash of the text up to and with it: what stands in a slot for its key and value."""
-    return list(accumulate(tokens, lambda text, token: hash((text, token)), initial=0))[1:]
+def beginnings(tokens: Sequence[int], known: Sequence[int] = (0,)) -> list[int]:
+    """For each token a hash of the text up to and with it: what stands in a slot for its key and value.
+
+    `known` are those of a text that `tokens` continue.
+    """
+    return list(accumulate(tokens, lambda text, token: hash((text, token)), initial=known[-1]))[1:]
 
 
 class TextRunner:
@@ -36,6 +40,7 @@ class TextRunner:
         self.block_size = block_size
         self.vocab_size = vocab_size
         self.pool: dict[int, int] = {}  # by slot
+        self.texts: dict[Request, list[int]] = {}  # the beginnings of each request's tokens
         self.schedules: list[Schedule] = []
 
     def refuse(self, params: "SamplingParams") -> None:
@@ -67,7 +72,7 @@ class TextRunner:
         request, table, end = chunk.request, chunk.request.table, chunk.start + chunk.count
         if table is None:
             raise WrongText(f"{request.id} is to be computed and holds no blocks")
-        texts = beginnings(request.tokens + request.draft)
+        texts = self.texts_of(request)
         for place, slot in zip(range(chunk.start, end), table.slots(chunk.start, end), strict=True):
             block = slot // self.block_size
             if table.allocator.references[block] != 1:
@@ -83,31 +88,39 @@ class TextRunner:
         """Read a request's text back, up to the end of its chunk."""
         request, table, end = chunk.request, chunk.request.table, chunk.start + chunk.count
         assert table is not None  # it has been written to
-        texts = beginnings(request.tokens + request.draft)
-        for place, slot in enumerate(table.slots(0, end)):
-            if self.pool.get(slot) != texts[place]:
-                raise WrongText(f"{request.id} reads what is not its own text at token {place}, slot {slot}")
+        slots, texts = table.slots(0, end), self.texts_of(request)[:end]
+        if [self.pool.get(slot) for slot in slots] != texts:
+            place = next(i for i, slot in enumerate(slots) if self.pool.get(slot) != texts[i])
+            raise WrongText(
+                f"{request.id} reads what is not its own text at token {place}, slot {slots[place]}"
+            )
+
+    def texts_of(self, request: Request) -> list[int]:
+        """The beginnings of a request's text, its drafts included. Tokens are only ever added to a text."""
+        known = self.texts.setdefault(request, [])
+        known += beginnings(request.tokens[len(known) :], known or (0,))
+        return known + beginnings(request.draft, known)
 
     def sample(self, logits: Schedule, schedule: Schedule) -> list[list[int]]:
         """What each of `schedule.samplers()` chooses, with the drafts that it would have chosen itself."""
         chosen = []
         for chunk in schedule.chunks:
             for member in (chunk.request, *chunk.request.siblings) if chunk.samples else ():
-                text = member.tokens + member.draft[: chunk.samples - 1]
-                ends = range(member.num_tokens, len(text) + 1)
-                chosen.append(verified(chunk, [self.next(text[:end], member.index) for end in ends]))
+                ends = self.texts_of(member)[member.num_tokens - 1 :][: chunk.samples]
+                chosen.append(verified(chunk, [self.next(text, member.index) for text in ends]))
         return chosen
 
-    def next(self, tokens: Sequence[int], index: int = 0) -> int:
-        """The token that follows a text, in the index-th of the `n` texts of a prompt."""
-        return hash((beginnings(tokens)[-1], index)) // 1009 % self.vocab_size
+    def next(self, text: int, index: int = 0) -> int:
+        """The token after a beginning, in the index-th of the `n` texts of a prompt."""
+        return hash((text, index)) // 1009 % self.vocab_size
 
     def alone(self, prompt: Sequence[int], count: int, index: int = 0) -> list[int]:
         """The `count` tokens that follow a prompt where there is no pool and nobody else."""
-        tokens = list(prompt)
+        tokens, texts = [], beginnings(prompt)
         for _ in range(count):
-            tokens.append(self.next(tokens, index))
-        return tokens[len(prompt) :]
+            tokens.append(self.next(texts[-1], index))
+            texts += beginnings(tokens[-1:], texts)
+        return tokens
 
 
 def serve(scheduler: Scheduler, runner: TextRunner, steps: int = 10_000) -> int:
