@@ -70,6 +70,14 @@ kernel void product(device const half* a, device const half* b, device float* c,
     simdgroup_store(sum, c + group.y * TILE * n + group.x * TILE, n);
 }
 
+kernel void scaled_by_diagonal(device const bfloat* a, device float* c) {
+    simdgroup_bfloat8x8 left, twice(2);
+    simdgroup_float8x8 sum = make_filled_simdgroup_matrix<float, 8, 8>(1);
+    simdgroup_load(left, a, 8, ulong2(0, 0), true);
+    simdgroup_multiply_accumulate(sum, left, twice, sum);
+    simdgroup_store(sum, c, 8);
+}
+
 kernel void lanes(device int* y, ushort lane [[thread_index_in_simdgroup]]) {
     int v = lane * lane;
     y[lane] = simd_shuffle_xor(v, 5) + 1000 * simd_prefix_exclusive_sum(int(lane)) + simd_max(v)
@@ -166,6 +174,12 @@ def test_simdgroup_matrices_multiply(metal: Module) -> None:
     report = metal.launch("product", (3, 3), 32, a, b, c, n)
     np.testing.assert_allclose(c, a.astype(np.float32) @ b.astype(np.float32), rtol=1e-5, atol=1e-5)
     assert report.traffic("a").bytes == 2 * n * n * 3
+
+
+def test_a_matrix_of_one_number_is_diagonal(metal: Module) -> None:
+    a, c = torch.arange(64).bfloat16(), zeros(8, 8)
+    metal.launch("scaled_by_diagonal", 1, 32, a, c)
+    assert np.array_equal(c, 1 + 2 * np.arange(64).reshape(8, 8).T)
 
 
 def test_lanes_exchange_values(metal: Module) -> None:

@@ -32,6 +32,7 @@ TRACE = np.dtype(
     ]
 )
 _MOST_BLOCKS = 1 << 24
+_INSTANCES = 8
 
 
 class Module:
@@ -102,7 +103,11 @@ class Module:
         if known[base].template != ("<" in kernel):
             mend = f"say which, as {base!r} + '<…>'" if known[base].template else f"launch it as {base!r}"
             raise LaunchError(f"{base} is {'' if known[base].template else 'not '}a template: {mend}.")
-        built, library = self._load(watched, (kernel,) if "<" in kernel or known[base].instance else ())
+        # A few of Metal's instances are compiled at once, with the rest of the source; of many, the one.
+        named = tuple(k.name for k in self._translation.kernels if k.instance)
+        wanted = named if kernel in named and len(named) <= _INSTANCES else (kernel,)
+        instances = wanted if "<" in kernel or kernel in named else ()
+        built, library = self._load(watched, instances)
         return built, library, [k.name for k in built.kernels].index(kernel)
 
     def launch(
@@ -140,7 +145,7 @@ class Module:
         chip: whose limits hold, such as "sm_90"; see `course_lib.kernels.lab.CHIPS`.
         strict: threads that return before a barrier are a finding.
         check: raise KernelFault if there are findings; otherwise they are in the report.
-        time_limit: seconds after which the kernel is stopped.
+        time_limit: seconds of processor time after which the kernel is stopped.
         trace: (block, warp) whose accesses are kept in `report.trace`.
         backend: "lab" counts and checks on the CPU; "cuda" and "metal" run the same source on this machine's
         GPU, where

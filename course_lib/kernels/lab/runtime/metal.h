@@ -204,6 +204,8 @@ LAB_NAMES(half, half)
 LAB_NAMES(bfloat, bfloat)
 LAB_NAMES(int, int)
 LAB_NAMES(uint, uint)
+LAB_NAMES(long, long)
+LAB_NAMES(ulong, ulong)
 LAB_NAMES(short, short)
 LAB_NAMES(ushort, ushort)
 LAB_NAMES(char, signed char)
@@ -512,12 +514,18 @@ struct simdgroup_matrix {
     static_assert(R == 8 && C == 8, "a simdgroup_matrix is 8x8");
     T lab_x[2];
     simdgroup_matrix() = default;
-    explicit simdgroup_matrix(T v) : lab_x{v, v} {}
+    // A diagonal matrix. (A filled one is made by make_filled_simdgroup_matrix.)
+    explicit simdgroup_matrix(T v) {
+        uint32_t row = lab_lane() / 4, column = lab_lane() % 4 * 2;
+        lab_x[0] = row == column ? v : T(0), lab_x[1] = row == column + 1 ? v : T(0);
+    }
     T* thread_elements() { return lab_x; }
 };
 template <class T, int R, int C>
 inline simdgroup_matrix<T, R, C> make_filled_simdgroup_matrix(T v) {
-    return simdgroup_matrix<T, R, C>(v);
+    simdgroup_matrix<T, R, C> m;
+    m.lab_x[0] = m.lab_x[1] = v;
+    return m;
 }
 template <class T>
 LAB_RAW void lab_matrix_memory(T* x, T* p, ulong row, ulong column, ulong ld, bool turned, bool load, int line) {
@@ -558,13 +566,15 @@ LAB_RAW void lab_multiply(void** lanes, uint32_t present) {
     if (present != 0xffffffffu) return;
     for (int l = 0; l < 32; ++l)
         for (int i = 0; i < 2; ++i) {
-            a[l / 4][l % 4 * 2 + i] = (float)((All*)lanes[l])->a[i];
-            b[l / 4][l % 4 * 2 + i] = (float)((All*)lanes[l])->b[i];
+            A left = ((All*)lanes[l])->a[i];  // a bfloat's conversion is watched: here it reads a copy
+            B right = ((All*)lanes[l])->b[i];
+            a[l / 4][l % 4 * 2 + i] = (float)left, b[l / 4][l % 4 * 2 + i] = (float)right;
         }
     for (int l = 0; l < 32; ++l)
         for (int i = 0; i < 2; ++i) {
             const C* c = ((All*)lanes[l])->c;
-            float sum = c ? (float)c[i] : 0.0f;
+            C before = c ? c[i] : C(0);
+            float sum = (float)before;
             for (int k = 0; k < 8; ++k) sum += a[l / 4][k] * b[k][l % 4 * 2 + i];
             ((All*)lanes[l])->d[i] = (D)sum;
         }
