@@ -6,6 +6,7 @@ the runtime knows at once which line it serves. The result is linked with the ru
 sanitizer's.
 """
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -14,23 +15,27 @@ import re
 import shutil
 import subprocess
 import tempfile
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from course_lib.kernels.lab import local_arrays
 from course_lib.kernels.lab.cuda import RUNTIME, Kernel, Translation
-from course_lib.kernels.lab.errors import CompileError, NoCompiler
+from course_lib.kernels.lab.errors import CompileError, NoCompiler, Unsupported
+from course_lib.kernels.lab.text import masked
 
 KEPT = 400  # compiled modules in the cache; the oldest go first
 
 _COMMON = (
     "-std=gnu++20",
     "-fPIC",
-    "-w",
+    "-fsigned-char",
+    "-Werror=vla",  # all other warnings pass unread
     "-fvisibility=hidden",
     "-fno-exceptions",
     "-fno-rtti",
     "-fno-stack-protector",
+    "-fstack-clash-protection",
     "-ffp-contract=off",
     "-fno-strict-aliasing",
     "-fno-delete-null-pointer-checks",
@@ -143,7 +148,9 @@ def build(
     key = _digest(code, language, label, " ".join(flags), compiler.identity, runtime_digest())
     folder = cache_folder()
     library, notes = folder / f"{key}.so", folder / f"{key}.json"
-    if not (library.is_file() and notes.is_file()):
+    if library.is_file() and notes.is_file():
+        os.utime(library)  # in use: among the last to be removed
+    else:
         _compile(code, plain, label, source, language, compiler, flags, watched, library, notes)
     read = json.loads(notes.read_text(encoding="utf-8"))
     named = {k.name: k for k in translation.kernels}
@@ -228,9 +235,11 @@ def _compile(
                 break
         else:
             raise compile_error(done.stderr, label, source)
+        text = assembly.read_text(encoding="utf-8")
         lines: list[int] = []
+        _refuse_the_host(text, label, source)
         if watched:
-            text, lines = number_sites(assembly.read_text(encoding="utf-8"), label)
+            text, lines = number_sites(text, label)
             assembly.write_text(text, encoding="utf-8")
         linked = Path(folder, "module.so")
         done = _run(
@@ -247,11 +256,7 @@ def _compile(
             ]
         )
         if done.returncode:
-            missing = re.search(r"undefined reference to `([^']*)'", done.stderr)
-            said = (
-                f"{missing.group(1)} is used and nowhere defined" if missing else done.stderr.strip()[-600:]
-            )
-            raise CompileError(f"{label}: the module does not link: {said}")
+            raise CompileError(f"{label}: the module does not link: {done.stderr.strip()[-600:]}")
         listing = Path(folder, "notes.json")
         listing.write_text(json.dumps({"lines": lines}), encoding="utf-8")
         os.replace(listing, notes)
@@ -259,10 +264,16 @@ def _compile(
     _prune(library.parent)
 
 
+# Macros and templates can grow without end: a compiler gets so many seconds and bytes (where sh can tell it).
+_SECONDS, _KILOBYTES = 20, 4 << 20
+_LIMITED = f'ulimit -t {_SECONDS} 2>/dev/null; ulimit -v {_KILOBYTES} 2>/dev/null; exec "$@"'
+
+
 def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
     # Messages in English, whatever the language of the machine: they are read below.
     environment = {**os.environ, "LC_ALL": "C"}
-    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    limited = ["sh", "-c", _LIMITED, "sh", *command]
+    return subprocess.run(limited, capture_output=True, text=True, check=False, env=environment)
 
 
 def _start_runtime(compiler: Compiler, folder: Path) -> tuple[Path, Path, subprocess.Popen[str] | None]:
@@ -290,10 +301,75 @@ def _finish_runtime(target: Path, made: Path, process: subprocess.Popen[str] | N
 
 
 def _prune(folder: Path) -> None:
-    modules = sorted(folder.glob("*.so"), key=lambda p: p.stat().st_mtime)
-    for old in modules[:-KEPT]:
-        old.unlink(missing_ok=True)
-        old.with_suffix(".json").unlink(missing_ok=True)
+    """Remove the oldest modules, but none that another process may be about to load."""
+    aged = []
+    for path in folder.glob("*.so"):
+        with contextlib.suppress(FileNotFoundError):  # another process prunes, too
+            aged.append((path.stat().st_mtime, path))
+    for age, old in sorted(aged)[:-KEPT]:
+        if time.time() - age > 600:
+            old.unlink(missing_ok=True)
+            old.with_suffix(".json").unlink(missing_ok=True)
+
+
+# What compiled code may ask of the machine beside the lab: mathematics, and what compilers need themselves.
+_MATH = (
+    "a?(?:sin|cos|tan)h?|atan2|exp(?:2|10|m1)?|log(?:2|10|1p|b)?|pow|sqrt|cbrt|hypot|erfc?|[tl]gamma|floor|ceil|trunc"
+    "|l?l?r(?:ound|int)|nearbyint|fmod|remainder|remquo|fma|fmin|fmax|fdim|fabs|copysign|[lf]rexp|ldexp|scalbl?n"
+    "|modf|nextafter|ilogb|sincos|[jy][01n]|_*sincosf?(?:pi)?_stret"
+)
+_ALLOWED = re.compile(
+    rf"_?(?:(?:{_MATH})[fl]?|lab_\w+|__tsan_\w+|mem(?:cpy|move|set|cmp)|(?:thread|block)Idx|(?:block|grid)Dim"
+    r"|_*GLOBAL_OFFSET_TABLE_|__dso_handle|__(?:[a-z]+[sdhbxt][fi][sdhbxt]?[fi]?[234]?|(?:mul|div)[sdxt]c3|powi[sdxt]f2))"
+)
+_SYMBOL = re.compile(
+    r"^\s*(?:callq?|jmp|bl?)\s+(?P<call>[A-Za-z_$][\w.$]*)|(?P<got>[A-Za-z_$][\w.$]*)@(?:PLT|GOT)|:got:(?P<arm>[\w.$]+)"
+    r"|^\s*\.(?:quad|xword|long)\s+(?P<data>[A-Za-z_$][\w.$]*)\s*$",
+    re.MULTILINE,
+)
+
+
+# Code that runs when the module is loaded, but for the sanitizer's own (of priority 99; with clang 0).
+_INITIAL = re.compile(r"^\s*\.section\s+\.(?:init_array|ctors)(?!\.(?:00099|0)\b)")
+
+
+def _refuse_the_host(assembly: str, label: str, source: str) -> None:
+    """Raise for what a GPU has not: functions of the host, assembly, and code that runs before the kernel.
+
+    Looked for in what the compiler made, so that no spelling of it in the source is missed.
+    """
+    defined = set(re.findall(r"^([A-Za-z_.$][\w.$]*):", assembly, re.MULTILINE))
+    own: set[str] = set()
+    line = 0
+    for text in assembly.splitlines():
+        if place := _LOC.match(text):
+            if place.group(1) in own and place.group(2) != "0":
+                line = int(place.group(2))
+        elif file := _FILE.match(text):
+            if (file.group(3) or file.group(2)).endswith(label):
+                own.add(file.group(1))
+        elif text.startswith(("#APP", "\t#APP", "\t## InlineAsm Start", "\t//APP")):
+            raise _unsupported(label, line, source, "assembly", "write the operation in C++")
+        elif _INITIAL.search(text):
+            what = "variables whose first value is computed before the kernel runs"
+            raise _unsupported(label, 0, source, what, "make them constexpr, or compute them in the kernel")
+        elif found := _SYMBOL.search(text):
+            name = found["call"] or found["got"] or found["arm"] or found["data"]
+            if name in defined or _ALLOWED.fullmatch(name) or name.startswith((".L", "L")):
+                continue
+            if bare := re.match(r"_?_ZN?K?\d*(?:\d+[A-Za-z_]+?)??(\d+)([A-Za-z_]\w*)", name):
+                what = bare.group(2)[: int(bare.group(1))]
+                where = f"{label}, line {line}" if line else label
+                raise CompileError(f"{where}: {what} is declared and used, and nowhere defined.", line)
+            what = f"{name.removeprefix('_') if name[1:] in source else name}(), a function of the host"
+            raise _unsupported(label, line, source, what, "a kernel has the device's functions only")
+
+
+def _unsupported(label: str, line: int, source: str, what: str, instead: str) -> Unsupported:
+    texts = source.splitlines()
+    where = f"{label}, line {line}" if line else label
+    shown = f"\n    {texts[line - 1].strip()}" if 0 < line <= len(texts) else ""
+    return Unsupported(f"{where}: the kernel lab does not run {what}: {instead}.{shown}", line)
 
 
 def number_sites(assembly: str, label: str) -> tuple[str, list[int]]:
@@ -346,9 +422,17 @@ def compile_error(said: str, label: str, source: str, most: int = 3) -> CompileE
         if error is None:
             continue
         line = int(error.group(2)) if error.group(1).endswith(label) else pending
-        entry = (line, re.sub(r"lab_type_\d+", "this type", error.group(3)))
+        entry = (line, re.sub(r"lab_type_\d+", "this type", error.group(3)).split(" [-W")[0])
         if entry not in found:
             found.append(entry)
+    code = masked(source)
+    if code.count("{") > code.count("}"):
+        return CompileError(f"{label}: there are more {{ than }}: a }} is missing", line=len(texts))
+    if not found and re.search(r"[Kk]illed|memory|signal", said):
+        return CompileError(
+            f"{label}: the compiler needed more than {_SECONDS} s or {_KILOBYTES >> 20} GB: does a macro or "
+            "a template grow without end?"
+        )
     if not found:
         return CompileError(f"{label} does not compile:\n{said.strip()[:1000]}")
     parts = []

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from course_lib.kernels.lab.errors import CompileError, Unsupported
-from course_lib.kernels.lab.text import closing, depth_at, line_at, masked, split
+from course_lib.kernels.lab.text import closing, depth_at, enclosing, line_at, masked, split
 
 # What is refused: a pattern, its name, and what to do instead.
 _REFUSED = (
-    (r"\basm\b|\b__asm__\b", "inline PTX (asm)", "write the operation in C++"),
+    (r"\b(__)?asm(__)?\b|\b__asm\b", "inline PTX (asm)", "write the operation in C++"),
     (r"<<<", "a launch from C++ (<<<…>>>)", "launch from Python: module.launch(…); keep host code out"),
     (
         r"\bcuda(Malloc|Free|Memcpy|Memset|DeviceSynchronize|GetLast|Launch|Stream|Event|Func)\w*",
@@ -81,7 +81,7 @@ _REFUSED = (
         "memory from the device's heap",
         "pass an array as an argument",
     ),
-    (r"\balloca\s*\(", "alloca", "use an array of a constant size"),
+    (r"\b(__builtin_)?alloca\w*\s*\(", "alloca", "use an array of a constant size"),
     (
         r"\b(try|throw|catch)\b|\btypeid\b|\bdynamic_cast\b|\bvirtual\b",
         "exceptions and run-time types",
@@ -190,12 +190,14 @@ def _refuse_device_variables(code: str, label: str) -> None:
 def find_kernels(code: str, label: str) -> list[Kernel]:
     """The __global__ functions of masked source, each once, in their order."""
     found: dict[str, Kernel] = {}
+    taken: dict[str, str] = {}
     for match in re.finditer(r"\b__global__\b", code):
         at = match.end()
         while True:
             name = re.compile(r"\s*(\w+)\s*").match(code, at)
             if name is None:
-                raise CompileError(f"{label}, line {line_at(code, at)}: a name should follow __global__")
+                line = line_at(code, at)
+                raise CompileError(f"{label}, line {line}: a name should follow __global__", line)
             at = name.end()
             if at < len(code) and code[at] == "(":
                 end = closing(code, at)
@@ -207,8 +209,28 @@ def find_kernels(code: str, label: str) -> list[Kernel]:
         before = code[: match.start()]
         template = re.search(r"\btemplate\s*<[^;{}]*>\s*(?:(?:static|inline)\s+)*$", before) is not None
         kernel = Kernel(name.group(1), line_at(code, match.start()), parameters, template)
+        _refuse_kernel(code, label, kernel, match.start(), end)
+        types = re.sub(r"\s+", "", inside)
+        if code[end + 1 :].lstrip()[:1] == "{" and taken.setdefault(kernel.name, types) != types:
+            said = f"there are two kernels called {kernel.name}: give each a name of its own"
+            raise Unsupported(f"{label}, line {kernel.line}: {said}.", kernel.line)
         found.setdefault(kernel.name, kernel)
     return list(found.values())
+
+
+def _refuse_kernel(code: str, label: str, kernel: Kernel, start: int, end: int) -> None:
+    """Raise for a kernel that cannot be launched by its name."""
+    where = f"{label}, line {kernel.line}: {kernel.name}"
+    head = code[code.rfind("\n", 0, start) + 1 : end]
+    if not re.search(r"\bvoid\b", head):
+        raise CompileError(
+            f"{where}: a kernel returns nothing: say `__global__ void {kernel.name}(…)`", kernel.line
+        )
+    outer = enclosing(code, start)
+    if outer:
+        raise Unsupported(
+            f"{where}: the kernel lab does not run kernels inside a {outer}: put it outside.", kernel.line
+        )
 
 
 def _last_name(parameter: str) -> str:

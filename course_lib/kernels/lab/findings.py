@@ -92,6 +92,9 @@ def _sentence(
                 "begins with anything in it."
             )
         case "race":
+            if metal:
+                memory = "mem_threadgroup" if raw.object >= native.SHARED_OBJECT else "mem_device"
+                barrier = f"threadgroup_barrier(mem_flags::{memory})"
             where = "in another block" if other.block != here.block else f"with no {barrier} between"
             return (
                 f"a data race on byte {raw.offset:,} of {name}: {here} {did} it, and {other} "
@@ -128,7 +131,10 @@ def _sentence(
         case "stack overflow":
             return f"{here} needs more than 64 KB for its own variables: a recursion, or a large array?"
         case "division by zero":
-            return f"{here} divides an integer by zero, after its access at line {here.line}."
+            return (
+                f"{here} divides an integer by zero, or the least one by -1, after its access at line "
+                f"{here.line}."
+            )
         case "assertion":
             return f"the assertion {text} fails for {here}."
         case "misuse":

@@ -28,7 +28,7 @@ _DECLARATOR = re.compile(r"\s*[*&]?\s*([A-Za-z_]\w*)\s*(?=\[)")
 
 def watch(code: str) -> str:
     """The C++ source with each subscript of such an array checked."""
-    text = re.sub(_DIRECTIVE, lambda m: re.sub(r"[^\n]", " ", m.group()), masked(code))
+    text = _without_directives(masked(code))
     names, bounds = _declared(text)
     if not names:
         return code
@@ -36,6 +36,15 @@ def watch(code: str) -> str:
         rf"(?<!->)(?<![\w.\])])(?:[A-Za-z_]\w*\s*(?:\.|->)\s*)*(?:{'|'.join(sorted(names))})\b\s*(?=\[)"
     )
     return _watched(code, text, chain, bounds, 0, len(code))
+
+
+def lengths(code: str) -> set[int]:
+    """Where in masked code the brackets stand that give lengths of such arrays."""
+    return _declared(_without_directives(code))[1]
+
+
+def _without_directives(code: str) -> str:
+    return re.sub(_DIRECTIVE, lambda m: re.sub(r"[^\n]", " ", m.group()), code)
 
 
 def _declared(text: str) -> tuple[set[str], set[int]]:

@@ -62,3 +62,25 @@ def depth_at(code: str, position: int) -> int:
         elif code[i] == "}" and open_braces:
             open_braces.pop()
     return sum(open_braces)
+
+
+_OUTSIDE = (
+    ("", r"extern\s*\"[^\"]*\"$|\bnamespace$"),
+    ("namespace", r"\bnamespace\s[\s\w:]*$"),
+    ("class", r"\b(class|struct)\b[^;{}()]*$"),
+)
+
+
+def enclosing(code: str, position: int) -> str:
+    """What a position stands inside of: "namespace", "class" or "function".
+
+    "" at the top, in extern "C" and in a namespace without a name.
+    """
+    opened: list[str] = []
+    for brace in re.finditer(r"[{}]", code[:position]):
+        if brace.group() == "}":
+            del opened[-1:]
+            continue
+        head = code[: brace.start()][-200:].rstrip()
+        opened.append(next((kind for kind, pattern in _OUTSIDE if re.search(pattern, head)), "function"))
+    return next((kind for kind in reversed(opened) if kind), "")

@@ -6,6 +6,12 @@
 #include <float.h>
 #include <limits.h>
 
+extern "C" {
+void* memcpy(void* to, const void* from, size_t size);
+void* memmove(void* to, const void* from, size_t size);
+void* memset(void* to, int byte, size_t size);
+}
+
 #define __host__
 #define __device__
 #define __global__
@@ -42,7 +48,9 @@ inline void __syncthreads(LAB_LINE) { lab_barrier(0, line); }
 inline int __syncthreads_count(int predicate, LAB_LINE) { return (int)lab_barrier(predicate != 0, line); }
 inline int __syncthreads_or(int predicate, LAB_LINE) { return lab_barrier(predicate != 0, line) != 0; }
 inline int __syncthreads_and(int predicate, LAB_LINE) { return lab_barrier(predicate == 0, line) == 0; }
-inline void __syncwarp(unsigned mask = 0xffffffffu, LAB_LINE) { lab_together(mask, "__syncwarp", nullptr, nullptr, line); }
+inline void __syncwarp(unsigned mask = 0xffffffffu, LAB_LINE) {
+    lab_together(mask, "__syncwarp", nullptr, (void*)(uintptr_t)LAB_ALL_SPACES, line);
+}
 inline void __threadfence() { lab_fence(); }
 inline void __threadfence_block() {}
 inline void __threadfence_system() { lab_fence(); }

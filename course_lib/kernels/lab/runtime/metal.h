@@ -261,11 +261,11 @@ using vec = lab_vec<T, N>;
 
 // barriers
 
-enum class mem_flags { mem_none, mem_device, mem_threadgroup, mem_texture };
-inline mem_flags operator|(mem_flags a, mem_flags) { return a; }
-inline void threadgroup_barrier(mem_flags, LAB_LINE) { lab_barrier(0, line); }
-inline void simdgroup_barrier(mem_flags, LAB_LINE) {
-    lab_together(lab_live_lanes(), "simdgroup_barrier", nullptr, nullptr, line);
+enum class mem_flags { mem_none = 0, mem_threadgroup = LAB_SHARED_SPACE, mem_device = LAB_GLOBAL_SPACE, mem_texture = 4 };
+inline mem_flags operator|(mem_flags a, mem_flags b) { return mem_flags((int)a | (int)b); }
+inline void threadgroup_barrier(mem_flags flags, LAB_LINE) { lab_barrier(0, line, (uint32_t)flags); }
+inline void simdgroup_barrier(mem_flags flags, LAB_LINE) {
+    lab_together(lab_live_lanes(), "simdgroup_barrier", nullptr, (void*)(uintptr_t)flags, line);
 }
 
 // mathematics: of numbers, and of vectors element by element

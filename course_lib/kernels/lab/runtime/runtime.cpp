@@ -15,6 +15,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/time.h>
 #include <unistd.h>
 #if defined(__linux__)
 #include <sys/prctl.h>
@@ -75,8 +76,9 @@ struct Thread {
 struct Warp {
     u32 first, lanes;      // threads first .. first + lanes - 1
     u32 live, waiting;     // masks of lanes
-    u32 now, all_met;      // the warp's clock, and when all live lanes last met
-    u32 met[WARP][WARP];   // when two lanes last met in a collective of some of the lanes
+    u32 now;                 // the warp's clock
+    u32 all_met[2];          // when a barrier last ordered all live lanes' accesses: shared, global memory
+    u32 met[2][WARP][WARP];  // when one of some lanes last ordered those of two
     bool partial;          // whether `met` is in use
 };
 
@@ -143,12 +145,14 @@ Cell *global_cells, *shared_cells;
 Cell *global_bytes, *shared_bytes;  // cells of single bytes
 u8 *global_split, *shared_split;    // of each word: whether its bytes have cells of their own
 u32 epoch, block_epoch, block_number;
+u32 ordered_epoch[2];      // the first epoch after the last barrier that ordered shared, global memory
 u32* epoch_of_block;       // the first epoch of the n-th block that ran
 u32* released;             // of the n-th block: the epoch of its last fence
 bool acquired;             // this block has done an atomic, and may have learned from it
 bool tracing;
+bool together;              // an operation of a warp is being done
 
-u32 barrier_predicates, barrier_result;
+u32 barrier_predicates, barrier_result, barrier_spaces;
 
 inline u32 bits(u32 mask) { return (u32)__builtin_popcount(mask); }
 inline u32 least(u32 a, u32 b) { return a < b ? a : b; }
@@ -321,10 +325,11 @@ void record(u32 number, u32 kind, u32 size, u32 object, u64 offset, u64 within) 
 
 // races
 
-inline bool met_since(const Thread& then, u32 time) {
+inline bool met_since(const Thread& then, u32 time, bool in_shared) {
     if (then.warp != self->warp) return false;
     if (then.number == self->number) return true;
-    return mine->all_met > time || (mine->partial && mine->met[then.lane][self->lane] > time);
+    u32 s = in_shared ? 0 : 1;
+    return mine->all_met[s] > time || (mine->partial && mine->met[s][then.lane][self->lane] > time);
 }
 
 u32 block_of(u32 e) {
@@ -339,7 +344,8 @@ u32 block_of(u32 e) {
 
 // Whether an earlier access is certainly over for the thread that runs now.
 inline bool ordered(const Access& a, bool in_shared) {
-    if (a.epoch >= block_epoch) return a.epoch < epoch || met_since(thread[a.thread], a.time);
+    if (a.epoch >= block_epoch)
+        return a.epoch < ordered_epoch[in_shared ? 0 : 1] || met_since(thread[a.thread], a.time, in_shared);
     // Another block's: its shared memory is gone; in global memory only a fence there and an atomic here put
     // the two in order.
     return in_shared || (acquired && released[block_of(a.epoch)] >= a.epoch);
@@ -483,8 +489,12 @@ void touch(u64 a, u32 size, u32 kind, u32 number) {
     } else {
         offset = a - (u64)global;
         if (offset >= global_span) {
-            if (a - (u64)self->stack < STACK) return;  // the thread's own variables
-            if (a - (u64)module_begin < (u64)(module_end - module_begin)) return;  // constants
+            // The thread's own variables; what lanes do together looks at those of all.
+            if (a - (u64)self->stack < STACK || (together && a - (u64)stacks < stack_span)) return;
+            if (a - (u64)module_begin < (u64)(module_end - module_begin)) {
+                if (kind == LAB_READ) return;  // constants
+                lab_misuse("the kernel changes a variable that outlives the launch: pass an array instead", (int)site.line);
+            }
             foreign(a, size, kind, site.line);
         }
         if (object >= launch->buffers || (within = offset - launch->buffer[object].begin) >= launch->buffer[object].size ||
@@ -565,15 +575,20 @@ bool complete(Warp& w, Thread& t) {
         arguments[lane] = o.argument;
     }
     report->warp_operations++;
+    together = true;
     if (t.op) t.op(arguments, need);
+    together = false;
     w.now++;
-    if (need == w.live) {
-        w.all_met = w.now;
-        flush();
-    } else {
+    if (need == w.live) flush();
+    for (u32 s = 0; s < 2; ++s) {
+        if (t.op || !((uintptr_t)t.argument >> s & 1)) continue;
+        if (need == w.live) {
+            w.all_met[s] = w.now;
+            continue;
+        }
         w.partial = true;
         for (u32 m = need; m; m &= m - 1)
-            for (u32 n = need; n; n &= n - 1) w.met[__builtin_ctz(m)][__builtin_ctz(n)] = w.now;
+            for (u32 n = need; n; n &= n - 1) w.met[s][__builtin_ctz(m)][__builtin_ctz(n)] = w.now;
     }
     for (u32 m = need; m; m &= m - 1) thread[w.first + (u32)__builtin_ctz(m)].state = READY;
     w.waiting &= ~need;
@@ -660,11 +675,13 @@ bool release_barrier() {
     }
     report->barriers++;
     epoch++;
+    for (u32 s = 0; s < 2; ++s)
+        if (barrier_spaces >> s & 1) ordered_epoch[s] = epoch;
     barrier_result = barrier_predicates;
     barrier_predicates = 0;
     for (u32 i = 0; i < threads; ++i)
         if (thread[i].state == AT_BARRIER) thread[i].state = READY;
-    for (u32 i = 0; i < warps; ++i) warp[i].now++, warp[i].all_met = warp[i].now;
+    for (u32 i = 0; i < warps; ++i) warp[i].now++;
     return true;
 }
 
@@ -710,7 +727,7 @@ void set_up_block(u32 number) {
         w.first = i * warp_size;
         w.lanes = least(warp_size, threads - w.first);
         w.live = w.lanes == 32 ? ~0u : (1u << w.lanes) - 1;
-        w.waiting = 0, w.now = 1, w.all_met = 0;
+        w.waiting = 0, w.now = 1, w.all_met[0] = w.all_met[1] = 0;
         if (w.partial) memset(w.met, 0, sizeof(w.met));
         w.partial = false;
     }
@@ -718,7 +735,7 @@ void set_up_block(u32 number) {
     memset(shared, launch->poison ? 0xff : 0, shared_high);
     memset(written, 0, shared_high);
     barrier_predicates = 0;
-    block_epoch = ++epoch;
+    block_epoch = ordered_epoch[0] = ordered_epoch[1] = ++epoch;
     epoch_of_block[block_number] = epoch;
     released[block_number] = 0;
     acquired = false;
@@ -728,7 +745,7 @@ void set_up_block(u32 number) {
 // the child process
 
 void on_signal(int number, siginfo_t* info, void*) {
-    u32 kind = number == SIGFPE ? LAB_DIVISION : number == SIGUSR1 ? LAB_ENDLESS : LAB_CRASH;
+    u32 kind = number == SIGFPE ? LAB_DIVISION : number == SIGUSR1 || number == SIGPROF ? LAB_ENDLESS : LAB_CRASH;
     u64 a = (u64)info->si_addr;
     if ((number == SIGSEGV || number == SIGBUS) && a - (u64)stacks < stack_span) kind = LAB_STACK_OVERFLOW;
     else if (kind == LAB_CRASH && a < 65536) kind = LAB_NULL;
@@ -829,7 +846,8 @@ extern "C" {
 
 void lab_thread() { run_thread(); }
 
-uint32_t lab_barrier(uint32_t predicate, int line) {
+uint32_t lab_barrier(uint32_t predicate, int line, uint32_t spaces) {
+    barrier_spaces = spaces;
     barrier_predicates += predicate != 0;
     self->line = line;
     wait(AT_BARRIER);
@@ -1052,7 +1070,10 @@ __attribute__((visibility("default"))) void lab_start(LabLaunch* l) {
 #if defined(__linux__)
         prctl(PR_SET_PDEATHSIG, SIGKILL);
 #endif
-        alarm((unsigned)l->seconds + 5);
+        alarm(4 * (unsigned)l->seconds + 20);  // Python is gone
+        struct itimerval limit = {};
+        limit.it_value.tv_sec = (time_t)l->seconds;
+        limit.it_value.tv_usec = (suseconds_t)((l->seconds - (double)limit.it_value.tv_sec) * 1e6) + 1;
         static u8 room_for_signals[65536];
         stack_t other = {};
         other.ss_sp = room_for_signals, other.ss_size = sizeof(room_for_signals);
@@ -1060,13 +1081,14 @@ __attribute__((visibility("default"))) void lab_start(LabLaunch* l) {
         struct sigaction act = {};
         act.sa_sigaction = on_signal;
         act.sa_flags = SA_SIGINFO | SA_ONSTACK;
-        const int signals[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGUSR1};
+        const int signals[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGUSR1, SIGPROF};
         for (int s : signals) sigaction(s, &act, nullptr);
         signal(SIGALRM, SIG_DFL);
         signal(SIGINT, SIG_DFL);
         sigset_t none;
         sigemptyset(&none);
         sigprocmask(SIG_SETMASK, &none, nullptr);
+        setitimer(ITIMER_PROF, &limit, nullptr);
         run();
         _exit(0);
     }

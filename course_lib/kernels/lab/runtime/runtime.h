@@ -14,6 +14,7 @@ struct LabIndex {
     uint32_t x, y, z;
 };
 
+enum LabSpace : uint32_t { LAB_SHARED_SPACE = 1, LAB_GLOBAL_SPACE = 2, LAB_ALL_SPACES = 3 };
 enum LabAccess : uint32_t { LAB_READ = 0, LAB_WRITE = 1, LAB_ATOMIC = 2 };
 
 // What the lanes of a warp do together: called once, when all of them are there, with the argument of each
@@ -21,9 +22,10 @@ enum LabAccess : uint32_t { LAB_READ = 0, LAB_WRITE = 1, LAB_ATOMIC = 2 };
 typedef void (*LabTogether)(void** lanes, uint32_t present);
 
 extern "C" {
-// Wait for the block; returns how many of its threads came with a predicate that is not zero.
-LAB_API uint32_t lab_barrier(uint32_t predicate, int line);
-// Wait for the lanes of `mask`, then go on together. `what` names the operation in messages.
+// Wait for the block, and order its accesses to memory of these spaces; returns how many of its threads came with a predicate that is not zero.
+LAB_API uint32_t lab_barrier(uint32_t predicate, int line, uint32_t spaces = LAB_ALL_SPACES);
+// Wait for the lanes of `mask`, then go on together. `what` names the operation in messages. An operation does
+// not order memory: only a barrier does, that is op == nullptr, for the spaces that `argument` holds.
 LAB_API void lab_together(uint32_t mask, const char* what, LabTogether op, void* argument, int line);
 LAB_API void* lab_shared(const void* key, const char* name, uint64_t size, uint64_t align, int line);
 LAB_API void* lab_dynamic_shared(const char* name, int line);
