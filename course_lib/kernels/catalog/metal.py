@@ -155,15 +155,15 @@ def rope(kernel: str, tokens: int, heads: int, d: int) -> Case:
     problem, held = typed(plain, kernel, "x")
     x, positions, table = held["x"], plain["positions"], (plain["cosines"], plain["sines"])
     if kernel in ("rope_naive", "rope_table"):
-        items, threads, block = tokens * heads * d // 2, (d // 2, heads, tokens), (32, 4, 1)
+        items, threads = tokens * heads * d // 2, (d // 2, heads, tokens)
         rest: Arguments = (10000.0,) if kernel == "rope_naive" else table
     else:
-        items, threads, block = tokens * d // 2, (d // 2, tokens), (32, 4)
+        items, threads = tokens * d // 2, (d // 2, tokens, 1)
         rest = (*table, heads)
     moved = {"x": 2 * x.nbytes, "positions": 4 * items}
     if kernel != "rope_naive":
         moved |= {"cosines": 4 * items, "sines": 4 * items}
-    launch = Launch(kernel, None, block, (x, positions, *rest), threads=threads)
+    launch = Launch(kernel, None, (32, 4), (x, positions, *rest), threads=threads)
     return Typed(problem, (launch,), moved, 0, held)
 
 
