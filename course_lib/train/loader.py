@@ -35,8 +35,8 @@ class TokenLoader:
 
     Raises:
         ValueError: a size below 1; rank not below world_size; no shard of 2 * block_size tokens,
-            which every offset leaves a window; a state that is not of these shards, this block
-            size and this seed.
+            which every offset leaves a window; a state that lacks something, is not of these
+            shards, this block size and this seed, or stands beyond its epoch's last window.
     """
 
     def __init__(
@@ -70,8 +70,10 @@ class TokenLoader:
             offset = rng.integers(self.block_size)
             starts = np.arange(offset, len(shard) - self.block_size, self.block_size)
             windows.append(np.stack([np.full_like(starts, i), starts], axis=1))
-        self.order = rng.permutation(np.concatenate(windows))  # (windows, 2): shard, first token
-        self.epoch, self.position = epoch, position
+        order = rng.permutation(np.concatenate(windows))  # (windows, 2): shard, first token
+        if not 0 <= position <= len(order):
+            raise ValueError(f"window {position} of epoch {epoch}: expected 0 to {len(order)}")
+        self.order, self.epoch, self.position = order, epoch, position
 
     def next_batch(self) -> tuple[Int64[np.ndarray, "batch t"], Int64[np.ndarray, "batch t"]]:
         """Return the inputs and the targets, one token on, of this rank's next step."""
@@ -95,6 +97,8 @@ class TokenLoader:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where the loader that gave `state` stood."""
         here = self.state_dict()
+        if missing := sorted(here.keys() - state.keys()):
+            raise ValueError(f"this is no loader's state: it lacks {missing}")
         for key in ("tokens", "block_size", "seed"):
             if state[key] != here[key]:
                 raise ValueError(
