@@ -208,7 +208,7 @@ def alone(folder: Path) -> Iterator[None]:
 
 # Tokens of the full budget. The plays have 1.7 million, so these are several epochs.
 FULL_TOKENS = {
-    "course-1m": 860 * 4096,
+    "course-1m": 2000 * 4096,
     "course-4m": 10_000_000,
     "course-10m": 1075 * 4096,
     "modern-1m": 12_000_000,
