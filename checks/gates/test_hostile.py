@@ -1,5 +1,6 @@
 """Whatever a learner's notebook does, each exercise gets its own verdict, and its neighbors are graded."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -11,7 +12,7 @@ import nbformat
 import pytest
 
 from course_lib import parts
-from course_lib.classroom import build, checking, grade, nbval_plugin
+from course_lib.classroom import build, checking, examiner, grade, nbval_plugin
 from course_lib.classroom.lesson import Exercise, load_lesson
 from course_lib.classroom.sandbox import Job, Sandbox
 from course_lib.classroom.sources import solved_source
@@ -352,6 +353,22 @@ def test_every_exercise_of_a_hostile_notebook_gets_its_own_verdict(course: Path)
         assert found[name].status == "passed", said
     assert report.exit_status == 1
     assert not report.passed
+
+
+@pytest.mark.parametrize(("patience", "workers"), [(0.0, 2), (60.0, 1)])
+def test_a_second_worker_comes_only_where_the_first_keeps_the_notebook_waiting(
+    course: Path, monkeypatch: pytest.MonkeyPatch, patience: float, workers: int
+) -> None:
+    monkeypatch.setattr(examiner, "PATIENCE", patience)
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    parts_of_day = [e for e in load_lesson(1).exercises.values() if e.kind == "part"]
+    cells = {e.name: solved_source(e) for e in parts_of_day}
+    with contextlib.closing(examiner.Examiner(1, cells)) as one:
+        for exercise in parts_of_day:
+            for check in exercise.checks:
+                one.check(exercise.name, check.index, check.source)
+        assert len(one.sandboxes) == workers
+        assert set(one.passed_parts()) == set(cells)
 
 
 def test_copies_definitions_and_moved_cells(course: Path) -> None:

@@ -1,7 +1,7 @@
 """Who runs a day's checks: `Examiner`. It works ahead of the checks notebook, and may sit in another process.
 
 `make check-day` opens an examiner's desk (`serve`) before it starts pytest, nbval and their kernel: while
-those come up the checks already run, and the notebook's cells find their outcomes waiting (`Visitor`).
+those come up the checks already run, and the notebook's cells find their outcomes waiting (visitor.py).
 """
 
 import contextlib
@@ -12,37 +12,17 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
-from multiprocessing.connection import Client, Connection, Listener
+from multiprocessing.connection import Client, Listener
 from pathlib import Path
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 
 from course_lib.classroom.checking import checks_of, same_everywhere, tree
 from course_lib.classroom.lesson import Exercise, Lesson, load_lesson
 from course_lib.classroom.sandbox import Job, Outcome, Sandbox
 from course_lib.classroom.sources import solved_source
+from course_lib.classroom.visitor import TOGETHER, CheckFailed, Golden, NotRun
 
-TOGETHER = "together"
-
-
-class CheckFailed(Exception):
-    """A check did not pass. Shown in the notebook as its message alone."""
-
-    def _render_traceback_(self) -> list[str]:
-        return [str(self)]
-
-
-class NotRun(CheckFailed):
-    """A check was left out, with the reason."""
-
-
-class Golden:
-    """A recorded value, shown as one line of text."""
-
-    def __init__(self, text: str):
-        self.text = text
-
-    def __repr__(self) -> str:
-        return self.text
+PATIENCE = 0.5  # seconds that the notebook waits for a check before a second worker is brought in
 
 
 class Examiner:
@@ -51,39 +31,53 @@ class Examiner:
     def __init__(self, day: int, cells: dict[str, str] | None = None, record_file: Path | None = None):
         self.lesson: Lesson = load_lesson(day)
         self.cells, self.record_file = cells, record_file
-        # Making a child for a check costs more than most checks: a second worker halves the wait.
-        self.sandboxes = [Sandbox(day) for _ in range(min(2, os.cpu_count() or 1))]
         self.outcomes: dict[str, list[Outcome]] = {}
-        self._idle: SimpleQueue[Sandbox] = SimpleQueue()
-        for sandbox in self.sandboxes:
-            self._idle.put(sandbox)
-        # The checks begin at once, exercise by exercise, while the notebook hands over its first cells.
-        self._pool = ThreadPoolExecutor(len(self.sandboxes))
+        # The checks begin at once, exercise by exercise, while the notebook's kernel starts.
         self._ahead: dict[tuple[str, int], tuple[str, Future[Outcome]]] = {}
+        self._waiting: SimpleQueue[tuple[Exercise, list[Future[Outcome]]]] = SimpleQueue()
         for exercise in self.lesson.exercises.values():
             if self.cells is None or exercise.name in self.cells:
-                promises: list[Future[Outcome]] = []
-                for check in checks_of(exercise):
-                    promises.append(Future())
-                    self._ahead[exercise.name, check.index] = (check.source, promises[-1])
-                self._pool.submit(self._run_all, exercise, promises)
+                promises: list[Future[Outcome]] = [Future() for _ in checks_of(exercise)]
+                for check, promise in zip(checks_of(exercise), promises, strict=True):
+                    self._ahead[exercise.name, check.index] = (check.source, promise)
+                self._waiting.put((exercise, promises))
+        self.sandboxes: list[Sandbox] = []
+        self._pool = ThreadPoolExecutor(2)
+        self._start_worker()
+
+    def _start_worker(self) -> None:
+        self.sandboxes.append(Sandbox(self.lesson.day))
+        self._pool.submit(self._work, self.sandboxes[-1])
 
     def close(self) -> None:
-        self._pool.shutdown(cancel_futures=True)
+        with contextlib.suppress(Empty):
+            while True:
+                self._waiting.get_nowait()
+        self._pool.shutdown()
         for sandbox in self.sandboxes:
             sandbox.close()
 
-    def _run_all(self, exercise: Exercise, promises: list[Future[Outcome]]) -> None:
-        """The checks of one exercise in their order, since a check that never ends stops those after it."""
-        sandbox = self._idle.get()
-        try:
-            for check, promise in zip(checks_of(exercise), promises, strict=True):
-                try:
-                    promise.set_result(self._run(exercise, check.index, check.source, sandbox))
-                except BaseException as error:  # told where the check's cell asks for it
-                    promise.set_exception(error)
-        finally:
-            self._idle.put(sandbox)
+    def _work(self, sandbox: Sandbox) -> None:
+        """Run exercises until none waits: each one's checks in their order, since one that never ends stops
+        those after it.
+        """
+        with contextlib.suppress(Empty):
+            while True:
+                exercise, promises = self._waiting.get_nowait()
+                for check, promise in zip(checks_of(exercise), promises, strict=True):
+                    try:
+                        promise.set_result(self._run(exercise, check.index, check.source, sandbox))
+                    except BaseException as error:  # told where the check's cell asks for it
+                        promise.set_exception(error)
+
+    def _wait(self, promise: Future[Outcome]) -> Outcome:
+        """A second worker pays only where the checks are slow: it imports all that the first one did."""
+        if len(self.sandboxes) < min(2, os.cpu_count() or 1):
+            with contextlib.suppress(TimeoutError):
+                return promise.result(PATIENCE)
+            if not self._waiting.empty():
+                self._start_worker()
+        return promise.result()
 
     def cell(self, exercise: Exercise) -> str:
         if self.cells is None:
@@ -107,7 +101,7 @@ class Examiner:
             raise CheckFailed(f"day {self.lesson.day} has no exercise {name}")
         ahead = self._ahead.get((name, index))
         if ahead is not None and tree(ahead[0]) == tree(source):
-            return self.show(name, index, ahead[1].result())
+            return self.show(name, index, self._wait(ahead[1]))
         return self.show(name, index, self._run(exercise, index, source, self.sandboxes[0]))
 
     def _run(self, exercise: Exercise, index: int, source: str, sandbox: Sandbox) -> Outcome:
@@ -182,28 +176,3 @@ def _attend(examiner: Examiner, listener: Listener) -> None:
                 wire.send(problem)
             else:
                 wire.send(answer)
-
-
-class Visitor:
-    """The notebook's end of a desk: asks, and raises or returns what the examiner said."""
-
-    def __init__(self, where: str):
-        key, _, address = where.partition("@")
-        self.wire: Connection = Client(address, authkey=bytes.fromhex(key))
-
-    def close(self) -> None:
-        self.wire.close()
-
-    def check(self, name: str, index: int, source: str) -> Golden | None:
-        return self._ask((name, index, source))
-
-    def together(self) -> None:
-        self._ask(TOGETHER)
-
-    def _ask(self, question: object) -> Golden | None:
-        self.wire.send(question)
-        answer = self.wire.recv()
-        if isinstance(answer, CheckFailed):
-            raise answer
-        assert answer is None or isinstance(answer, Golden)
-        return answer

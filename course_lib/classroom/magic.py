@@ -9,14 +9,17 @@ solutions are checked, which is how the goldens are recorded.
 import ast
 import os
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from course_lib.classroom.examiner import CheckFailed, Examiner, Golden, Visitor
+from course_lib.classroom.visitor import CheckFailed, Golden, Visitor
 
-_examiner: Examiner | Visitor | None = None
+if TYPE_CHECKING:
+    from course_lib.classroom.examiner import Examiner
+
+_examiner: "Examiner | Visitor | None" = None
 
 
-def current() -> Examiner | Visitor:
+def current() -> "Examiner | Visitor":
     if _examiner is None:
         raise CheckFailed("the day isn't known: run the first cell, %course_day N")
     return _examiner
@@ -27,8 +30,12 @@ def course_day(line: str) -> None:
     global _examiner
     if _examiner is not None:
         _examiner.close()
-    desk = os.environ.get("COURSE_EXAMINER")
-    _examiner = Visitor(desk) if desk else Examiner(int(line))
+    if desk := os.environ.get("COURSE_EXAMINER"):
+        _examiner = Visitor(desk)
+    else:
+        from course_lib.classroom.examiner import Examiner
+
+        _examiner = Examiner(int(line))
 
 
 def check(line: str, cell: str = "") -> Golden | None:

@@ -17,12 +17,22 @@ import pytest
 
 from course_lib.classroom.goldens import check_head, lint
 
+# Formats that jsonschema could check, and no notebook has: a grammar that takes a second to build, and dates.
+SLOW = ("rfc3987_syntax", "isoduration")
+
 
 def _write(record: dict[str, Any]) -> None:
     path = os.environ.get("COURSE_VERDICTS")
     if path:
         with open(path, "a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
+
+
+def pytest_configure() -> None:
+    """nbval formats each message for a debug log that nobody reads: a fifth of its own time."""
+    import nbval.kernel
+
+    nbval.kernel.pformat = str
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[Any]) -> None:
@@ -63,7 +73,8 @@ def pytest_runtest_makereport(item: Any, call: pytest.CallInfo[Any]) -> Generato
 
 
 def main(arguments: list[str]) -> int:
-    sys.modules["rfc3987_syntax"] = None  # type: ignore[assignment]  # an optional grammar of jsonschema: a second to build
+    for name in SLOW:
+        sys.modules[name] = None  # type: ignore[assignment]  # as if it were not installed
     os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
     notebook = Path(arguments[0]).resolve()
     options = ["-p", "nbval.plugin", "-p", "course_lib.classroom.nbval_plugin", "-p", "no:cacheprovider"]

@@ -570,6 +570,13 @@ def _grade_drill(kept: dict[str, Any], state: dict[str, int], topic: str, value:
         _say(f"{_paint(RED, 'wrong')}  {_shown(value)}; it is {question.answer}. {question.why}\n")
 
 
+def _number(what: str, value: Any) -> int | float:
+    number = _plain(value)
+    if not isinstance(number, int | float):
+        raise Friendly(f"{what} is a number; {_shown(value)} is {type(value).__name__}.")
+    return number
+
+
 @_sentences
 def predict(label: str, value: Any = ...) -> None:
     """Write down an estimate before the cell that measures: `predict("decode tok/s", 40)`."""
@@ -579,9 +586,7 @@ def predict(label: str, value: Any = ...) -> None:
             "guess is enough."
         )
         return
-    number = _plain(value)
-    if not isinstance(number, int | float):
-        raise Friendly(f"An estimate is a number; {_shown(value)} is {type(value).__name__}.")
+    number = _number("An estimate", value)
     key, day = _prediction_key(label)
     with progress.edit() as kept:
         entry = kept["predictions"].get(key)
@@ -607,9 +612,7 @@ def measured(label: str, value: Any) -> None:
     """Hold a measurement against the estimate of the same label, and say how far off it was."""
     if _building():
         return
-    number = _plain(value)
-    if not isinstance(number, int | float):
-        raise Friendly(f"A measurement is a number; {_shown(value)} is {type(value).__name__}.")
+    number = _number("A measurement", value)
     key, _ = _prediction_key(label)
     with progress.edit() as kept:
         entry = kept["predictions"].get(key)
