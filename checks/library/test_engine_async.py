@@ -10,8 +10,10 @@ from checks.library.test_engine_promises import GREEDY, model_of, prompts_of, re
 from checks.tiny import tiny_engine
 from course_lib.decode import SamplingParams
 from course_lib.engine import ImpossibleRequest
-from course_lib.engine.async_engine import AsyncEngine, EngineDead
+from course_lib.engine.async_engine import AsyncEngine, EngineDead, Health
 from course_lib.engine.engine import Engine
+
+PATIENCE = 60.0  # seconds
 
 
 @pytest.fixture(scope="module")
@@ -46,12 +48,12 @@ async def read(engine: AsyncEngine, prompt: list[int], params: SamplingParams = 
         return [token async for output in stream for token in output.token_ids]
 
 
-async def until(condition, seconds: float = 60.0) -> None:
-    for _ in range(int(seconds / 0.005)):
+async def until(condition) -> None:
+    for _ in range(int(PATIENCE / 0.005)):
         if condition():
             return
         await asyncio.sleep(0.005)
-    raise AssertionError(f"still not so after {seconds} s")
+    raise AssertionError(f"still not so after {PATIENCE} s")
 
 
 def test_many_streams_at_once(llama):
@@ -116,11 +118,19 @@ def test_promise_5_a_client_that_disconnects_frees_its_blocks(llama):
         finished.cancel()
         assert tokens == reference(llama, [9]) and await other == reference(llama, [5, 6])
         await until(lambda: not core.has_work and not engine.streams)
+        assert core.counters.finished == {"length": 2, "cancelled": 3}
         core.prefix_cache.clear()
         assert core.allocator.available == core.allocator.total
 
     with Serving(tiny_engine(llama)) as engine:
         asyncio.run(clients(engine))
+
+
+def test_promise_5_inverse(llama, monkeypatch):
+    """If nobody ended what a client has left behind, it would run on to its end."""
+    monkeypatch.setattr(AsyncEngine, "cancel", lambda self, stream: None)
+    with pytest.raises(AssertionError):
+        test_promise_5_a_client_that_disconnects_frees_its_blocks(llama)
 
 
 def test_a_client_whose_event_loop_is_gone(llama):
@@ -200,6 +210,15 @@ def test_promise_8_a_step_that_hangs_is_not_healthy(llama, monkeypatch):
 
     with Serving(core, stall_seconds=0.05) as engine:
         asyncio.run(ask(engine))
+
+
+def test_promise_8_inverse(llama, monkeypatch):
+    """An engine that always says it is well is found out, dead or stuck."""
+    monkeypatch.setattr(AsyncEngine, "health", lambda self: Health(True))
+    monkeypatch.setattr("checks.library.test_engine_async.PATIENCE", 1.0)
+    for test in (test_promise_8_health_tells_the_truth, test_promise_8_a_step_that_hangs_is_not_healthy):
+        with monkeypatch.context() as patch, pytest.raises(AssertionError):
+            test(llama, patch)
 
 
 def test_closing_tells_whoever_waits(llama):

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from _pytest.outcomes import Failed
 
 from checks.tiny import at_rest, drain, same_or_tied, tiny_engine, tiny_llama, tiny_model
 from course_lib.cache import BlockAllocator
@@ -277,7 +278,7 @@ def test_promise_1_blocks_are_accounted_for_through_failures(llama, cache):
 
         return call
 
-    engine.runner.execute, engine.runner.sample = unreliable(execute), unreliable(sample)  # type: ignore[method-assign]
+    engine.runner.execute, engine.runner.sample = unreliable(execute), unreliable(sample)
     requests = [engine.add(prompt, GREEDY)[0] for prompt in prompts]
     failures = 0
     while engine.has_work:
@@ -325,6 +326,37 @@ def test_drain_of_256_requests_at_once(llama):
     assert [got[i] for i in few] == [reference(llama, prompts[i])[:5] for i in few]
 
 
+class Delicate:
+    """A tokenizer whose detokenizers fail over one token."""
+
+    def __init__(self, token: int):
+        self.token = token
+
+    def detokenizer(self):
+        return self
+
+    def push(self, token: int) -> str:
+        if token == self.token:
+            raise UnicodeError("what is this?")
+        return chr(65 + token)
+
+    def flush(self) -> str:
+        return ""
+
+
+def test_a_text_that_cannot_be_written_ends_alone(llama):
+    """The token that its detokenizer cannot read ends its text, with the reason; the others go on."""
+    prompts = prompts_of(4, seed=14)
+    want = [reference(llama, prompt) for prompt in prompts]
+    bad = next(token for token in want[0] if token not in want[1] + want[2] + want[3])
+    engine = tiny_engine(llama, tokenizer=Delicate(bad))
+    requests = [engine.add(prompt, GREEDY)[0] for prompt in prompts]
+    drain(engine)
+    assert requests[0].finish_reason == "error" and requests[0].error == "UnicodeError: what is this?"
+    assert requests[0].output_ids == want[0][: want[0].index(bad) + 1]
+    assert [request.output_ids for request in requests[1:]] == want[1:]
+
+
 # Promise 4: impossible requests
 
 
@@ -341,6 +373,20 @@ def test_promise_4_impossible_requests_fail_at_once(llama):
     at_rest(engine)
     with pytest.raises(ImpossibleRequest, match="room for 96 in all"):
         tiny_engine(llama, num_blocks=1000).add([1] * 96)
+
+
+@pytest.mark.parametrize("token", [VOCAB, -1, 10**12])
+def test_promise_4_a_prompt_of_other_tokens_harms_nobody(llama, token):
+    """The model has no such token: refused at once, and who is running goes on."""
+    engine = tiny_engine(llama)
+    (request,) = engine.add([1, 2, 3], GREEDY)
+    engine.step()
+    with pytest.raises(
+        ImpossibleRequest, match=f"Token 1 of the prompt is {token}; this model's are 0 to 52"
+    ):
+        engine.add([5, token, 6], GREEDY)
+    drain(engine)
+    assert request.output_ids == reference(llama, [1, 2, 3])
 
 
 def test_promise_4_a_full_pool_never_raises(llama):
@@ -384,6 +430,19 @@ def test_promise_7_unknown_parameters_are_refused():
         EngineConfig(block_size=0)
     with pytest.raises(ValueError, match="prefix_cache is 'trie'; choose hash, radix, off"):
         EngineConfig(prefix_cache="trie")  # type: ignore[arg-type]
+
+
+def test_promise_7_what_the_engine_cannot_do_is_refused(llama):
+    engine = tiny_engine(llama)
+    refused: list[tuple[dict, str]] = [
+        ({"stop": "x"}, "stop needs an engine with a tokenizer"),
+        ({"logit_bias": {VOCAB: 1}}, f"logit_bias names token {VOCAB}; this model's are 0 to {VOCAB - 1}"),
+        ({"logprobs": VOCAB + 1}, f"logprobs is {VOCAB + 1}; this model has {VOCAB} tokens"),
+    ]
+    for options, reason in refused:
+        with pytest.raises(ValueError, match=reason):
+            engine.add([1], SamplingParams(**options))
+    at_rest(engine)
 
 
 # Promise 2: shared blocks are never written
@@ -470,6 +529,52 @@ def test_promise_1_inverse(llama, monkeypatch):
         run(tiny_engine(llama), prompts_of(2), GREEDY)
 
 
+def test_promise_4_inverse(llama, monkeypatch):
+    """Without the check nothing says what is impossible; and books that promise blocks too many fail."""
+    with monkeypatch.context() as patch:
+        patch.setattr(Scheduler, "refuse_impossible", lambda self, request: None)
+        with pytest.raises(Failed, match="DID NOT RAISE"):
+            test_promise_4_impossible_requests_fail_at_once(llama)
+    monkeypatch.setattr("course_lib.cache.prefix.HashPrefixCache.make_available", lambda self, blocks: True)
+    with pytest.raises((RuntimeError, AssertionError, IndexError)):
+        test_promise_4_a_full_pool_never_raises(llama)
+
+
+@pytest.mark.parametrize("cache", ["hash", "radix"])
+def test_promise_5_inverse(llama, monkeypatch, cache):
+    """A cancelled request that keeps its blocks is noticed; so is one that is ended twice."""
+    finish = Scheduler.finish
+
+    def keeps(self, request: Request, reason):
+        if reason == "cancelled":
+            request.table = None
+        finish(self, request, reason)
+
+    def again(self, request: Request, reason):
+        if request.status is Status.FINISHED and reason == "cancelled":
+            request.status = Status.WAITING
+        finish(self, request, reason)
+
+    for broken in (keeps, again):
+        monkeypatch.setattr(Scheduler, "finish", broken)
+        monkeypatch.setattr(
+            Engine, "cancel", lambda self, request: self.scheduler.finish(request, "cancelled")
+        )
+        with pytest.raises(AssertionError):
+            test_promise_5_cancel_in_any_state(llama, cache)
+
+
+def test_promise_7_inverse(llama, monkeypatch):
+    """Parameters that nobody looks at: the tests above notice."""
+    monkeypatch.setattr(SamplingParams, "__post_init__", lambda self: None)
+    with pytest.raises(Failed, match="DID NOT RAISE"):
+        test_promise_7_wrong_parameters_are_refused({"n": 0}, "n is 0")
+    monkeypatch.setattr(ModelRunner, "refuse", lambda self, params: None)
+    monkeypatch.setattr(Engine, "refuse_unsupported", lambda self, params, stops: None)
+    with pytest.raises(Failed, match="DID NOT RAISE"):
+        test_promise_7_what_the_engine_cannot_do_is_refused(llama)
+
+
 # Promise 9: nothing of a checkpoint is executed
 
 
@@ -494,10 +599,30 @@ def test_promise_9_pickles_are_not_loaded(tmp_path, name):
     assert not mark.exists()
 
 
+def test_promise_9_inverse(tmp_path, monkeypatch):
+    """A loader that unpickles does run the program, and is noticed; so is source that would."""
+    monkeypatch.setattr(
+        "course_lib.model.load.safe_open", lambda path, framework: pickle.loads(Path(path).read_bytes())
+    )
+    with pytest.raises((AssertionError, AttributeError)):
+        test_promise_9_pickles_are_not_loaded(tmp_path, "model.safetensors")
+    assert (tmp_path / "it ran").exists()
+    room = tmp_path / "course_lib" / "model"
+    room.mkdir(parents=True)
+    (room / "load.py").write_text("import torch\nweights = torch.load('x')\n")
+    assert unpickling(tmp_path) == [("model", "torch.load", False)]
+
+
 def test_promise_9_the_library_unpickles_weights_only():
-    """`torch.load` and `pickle.load` run whatever a file holds; the first need not."""
+    """The classroom's own processes talk to each other in pickles that nobody else can write."""
+    assert all(safe for room, _, safe in unpickling(ROOT) if room != "classroom")
+
+
+def unpickling(root: Path) -> list[tuple[str, str, bool]]:
+    """`torch.load` and `pickle.load` run whatever a file holds; the first need not. Where, which, and whether
+    it may."""
     calls = []
-    for path in (ROOT / "course_lib").rglob("*.py"):
+    for path in (root / "course_lib").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and ast.unparse(node.func) in (
                 "torch.load",
@@ -505,6 +630,5 @@ def test_promise_9_the_library_unpickles_weights_only():
                 "pickle.loads",
             ):
                 safe = any(k.arg == "weights_only" and ast.unparse(k.value) == "True" for k in node.keywords)
-                calls.append((path.relative_to(ROOT / "course_lib").parts[0], ast.unparse(node.func), safe))
-    # The classroom's own processes talk to each other in pickles that nobody else can write.
-    assert all(safe for room, _, safe in calls if room != "classroom")
+                calls.append((path.relative_to(root / "course_lib").parts[0], ast.unparse(node.func), safe))
+    return calls

@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from checks.tiny import tiny_llama, tiny_model
-from course_lib.decode import SamplingParams
+from checks.tiny import drain, tiny_engine, tiny_llama, tiny_model
+from course_lib.decode import SamplingParams, generate_uncached
 from course_lib.engine import LLM, EngineConfig
 from course_lib.model.decoder import init_weights
 from course_lib.model.layers import Linear
@@ -118,17 +118,25 @@ def test_rows_that_cannot_be_cut(inputs, size):
         quantize_groups(weight_of(inputs=inputs), size)
 
 
-@pytest.mark.parametrize("tied", [False, True])
+EXPERTS = {"model_type": "mixtral", "num_experts": 5, "num_experts_per_tok": 2}
+# Of two experts that a token likes equally well it may take the other one after rounding: here it takes all.
+EVERY_EXPERT = EXPERTS | {"num_experts_per_tok": 5}
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"tie_word_embeddings": True}, EVERY_EXPERT], ids=["untied", "tied", "moe"]
+)
 @pytest.mark.parametrize(("scheme", "off"), [("int8", 0.02), ("int4", 0.25)])
-def test_a_model_on_quantized_weights(tied, scheme, off):
-    config = dataclasses.replace(CONFIG, tie_word_embeddings=tied)
+def test_a_model_on_quantized_weights(changes, scheme, off):
+    config = dataclasses.replace(CONFIG, **changes)
     model = tiny_model(config, seed=0, std=0.1)
     table = model.embed_tokens.clone()
     ids = torch.arange(40).view(2, 20)
     exact = model(ids)
     plain = quantize_linears(init_weights(config, seed=0, std=0.1).eval(), scheme, fast=False)
     quantized = quantize_linears(model, scheme)
-    assert not any(type(module).__name__ in ("Linear", "FusedLinear") for module in quantized.modules())
+    kept = {type(module).__name__ for module in quantized.modules()}
+    assert not kept & {"Linear", "FusedLinear", "Experts"}
     assert torch.equal(quantized.embed_tokens, table)
     with torch.inference_mode():
         ours, theirs = quantized(ids), plain(ids)
@@ -144,9 +152,30 @@ def test_what_cannot_be_quantized():
     model = init_weights(CONFIG, seed=0)
     with pytest.raises(ValueError, match="int8, int4"):
         quantize_linears(model, "int3")
-    experts = dataclasses.replace(CONFIG, model_type="mixtral", num_experts=2, num_experts_per_tok=1)
-    with pytest.raises(ValueError, match="experts"):
-        quantize_linears(init_weights(experts, seed=0), "int8")
+
+
+def test_experts_take_a_quarter_and_an_eighth():
+    """All of a mixture's matrices have codes; what is left in 32 bits is the router."""
+    config = dataclasses.replace(CONFIG, **EXPERTS)
+    for scheme, bits in (("int8", 8), ("int4", 4)):
+        mixture = quantize_linears(init_weights(config, seed=0), scheme, group_size=32).layers[0].mlp
+        numbers = 5 * 3 * config.hidden_size * config.intermediate_size
+        codes = sum(buffer.nbytes for name, buffer in mixture.named_buffers() if name.endswith("packed"))
+        assert codes * 8 == numbers * bits
+        assert sum(p.numel() for p in mixture.parameters()) == 5 * config.hidden_size
+
+
+@pytest.mark.parametrize("scheme", ["int8", "int4"])
+def test_promise_3_a_mixture_on_quantized_weights(scheme):
+    """Through the engine, in company and in chunks: the tokens of the same model alone."""
+    model = quantize_linears(tiny_model(dataclasses.replace(CONFIG, **EXPERTS)), scheme)
+    params = SamplingParams(temperature=0, max_tokens=8)
+    engine = tiny_engine(model, max_num_batched_tokens=7, max_num_seqs=3)
+    prompts = [[1, 2, 3, 4, 5], [6], [7, 8, 9] * 3]
+    requests = [engine.add(prompt, params)[0] for prompt in prompts]
+    drain(engine)
+    for prompt, request in zip(prompts, requests, strict=True):
+        assert request.output_ids == list(generate_uncached(model, prompt, params))
 
 
 def test_llm_on_quantized_weights():

@@ -3,10 +3,12 @@
 import random
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 
-from checks.tiny import at_rest, same_or_tied, tiny_engine, tiny_model
+from checks.tiny import at_rest, drain, same_or_tied, tiny_engine, tiny_llama, tiny_model
 from course_lib.decode import DraftModel, SamplingParams, generate_uncached, ngram_draft
 from course_lib.decode.beam import beam_search
 from course_lib.decode.draft_model import check_same_vocabulary
@@ -234,6 +236,90 @@ def test_drafts_preempt_nobody(model):
     run(engine, [[1, 2, 3], [4, 5, 6]], GREEDY)
     assert engine.counters.preemptions == 0
     assert engine.counters.accepted_tokens > 0
+
+
+# Sampled texts keep their distribution
+
+
+class Guessing:
+    """Drafts the same tokens for every text: some of them happen to be right."""
+
+    def propose(self, wanted):
+        return [[0, 1, 2][: each.limit] for each in wanted]
+
+
+def chi_square(model) -> float:
+    """Texts of four tokens, drawn with drafts: how probable it is that the model spreads them like that."""
+    count, prompt = 1500, [0, 2, 1]
+    engine = tiny_engine(
+        model, 2048, speculative="guessing", proposer=Guessing(), debug=False, max_num_batched_tokens=1024
+    )
+    requests = [engine.add(prompt, SamplingParams(3.0, seed=seed, max_tokens=4))[0] for seed in range(count)]
+    drain(engine)
+    assert engine.counters.drafted_tokens > count
+    every = torch.cartesian_prod(*[torch.arange(3)] * 4)  # (81, 4)
+    texts = torch.cat((torch.tensor(prompt).expand(81, -1), every), 1)
+    logprobs = (model(texts)[:, 2:-1].double() / 3).log_softmax(-1).gather(2, every[..., None])
+    expected = count * logprobs.sum((1, 2)).exp()
+    place = {tuple(text): i for i, text in enumerate(every.tolist())}
+    observed = torch.zeros(81, dtype=torch.double)
+    for request in requests:
+        observed[place[tuple(request.output_ids)]] += 1
+    assert expected.min() >= 5  # else the test would not hold
+    return float(stats.chisquare(observed, expected).pvalue)
+
+
+@pytest.fixture(scope="module")
+def three_tokens():
+    return tiny_model(tiny_llama(vocab_size=3), std=0.1)
+
+
+def test_promise_3_speculation_keeps_the_distribution(three_tokens):
+    assert chi_square(three_tokens) > 0.01
+
+
+def test_promise_3_speculation_keeps_the_distribution_inverse(three_tokens, monkeypatch):
+    """If every draft were taken, texts would be those of the proposer."""
+    monkeypatch.setattr(
+        "course_lib.engine.model_runner.verified",
+        lambda chunk, chosen: [*chunk.request.draft[: len(chosen) - 1], chosen[-1]],
+    )
+    assert chi_square(three_tokens) < 1e-9
+
+
+# A proposer that fails
+
+
+class Failing:
+    """Drafts like its model, until the text has a token 7; then it raises, or gives what is no draft."""
+
+    def __init__(self, model, how):
+        self.drafts, self.how = DraftModel(model), how
+
+    def propose(self, wanted):
+        drafts = self.drafts.propose(wanted)
+        if any(7 in each.tokens for each in wanted):
+            if self.how == "raises":
+                raise RuntimeError("no room for the draft")
+            return drafts[1:] if self.how == "too few" else [[VOCAB, -1, 10**9] for _ in drafts]
+        return drafts
+
+
+@pytest.mark.parametrize("how", ["raises", "too few", "other tokens"])
+def test_a_failing_proposer_costs_speed_only(model, how, caplog):
+    """Those that it was asked about go on without drafts, each failure is told, and others have drafts."""
+    prompts = [[1, 2, 3], [4, 7], [5, 6], [7]]
+    engine = tiny_engine(model, speculative="itself", proposer=Failing(model, how), max_num_seqs=2)
+    want = [list(generate_uncached(model, prompt, GREEDY)) for prompt in prompts]
+    assert run(engine, prompts, GREEDY) == want
+    assert (engine.counters.failed_drafts > 0) == (how != "other tokens")
+    assert len(caplog.messages) == engine.counters.failed_drafts <= len(prompts)
+    if how == "raises":
+        assert "go on without drafts: RuntimeError('no room for the draft')" in caplog.text
+    before = engine.counters.accepted_tokens
+    if 7 not in want[0]:
+        run(engine, [[1, 2, 3]], GREEDY)
+        assert engine.counters.accepted_tokens > before
 
 
 # What cannot be

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from course_lib.decode import SamplingParams, StructuredOutputsParams
-from course_lib.decode.structured import Guides
-from course_lib.engine import Engine, EngineConfig, ModelRunner
+from course_lib.decode.structured import Guide, Guides
+from course_lib.engine import Engine, EngineConfig, ModelRunner, Request
 from course_lib.model import ModelConfig
 from course_lib.model.decoder import init_weights
 from course_lib.tokenizer import Tokenizer
@@ -186,6 +186,61 @@ def test_drafts_change_nothing(engine):
             engine.step()
         want = want or request.output_ids
         assert request.output_ids == want and request.finish_reason == "stop"
+
+
+class Oracle:
+    """Drafts what it has been told to."""
+
+    def __init__(self, text: list[int]):
+        self.text = text
+
+    def propose(self, wanted):
+        return [self.text[len(each.tokens) - 2 :][: each.limit] for each in wanted]
+
+
+def written(engine: Engine, form: dict, seed: int = 7) -> Request:
+    params = SamplingParams(temperature=3.0, seed=seed, structured_outputs=StructuredOutputsParams(**form))
+    (request,) = engine.add([4, 5], params)
+    while engine.has_work:
+        engine.step()
+    assert request.finish_reason == "stop"
+    return request
+
+
+def drafting(engine: Engine, draft: list[int]) -> Engine:
+    """The same engine, which drafts this text."""
+    config = EngineConfig(debug=True, speculative="oracle")
+    return Engine(engine.runner, 256, config, engine.tokenizer, engine.stop_ids, 512, Oracle(draft))
+
+
+PAIRS = {"regex": "(ab|ba|cc){20}"}
+ARRAY = {"json": {"type": "array", "minItems": 4, "items": {"enum": ["ab", 7, True]}}}
+
+
+@pytest.mark.parametrize("form", [PAIRS, ARRAY], ids=["regex", "json"])
+def test_every_drafted_position_has_a_mask_of_its_own(engine, form):
+    """Under a form, too, drafts change the number of steps and nothing else; right ones are all taken."""
+    plain = written(engine, form)
+    for seed in (7, 8):  # the text itself, and another one of the same form
+        helped = drafting(engine, written(engine, form, seed).output_ids)
+        assert written(helped, form).output_ids == plain.output_ids
+        drafted, accepted = helped.counters.drafted_tokens, helped.counters.accepted_tokens
+        assert drafted > 0 and (accepted == drafted) == (seed == 7)
+
+
+def test_every_drafted_position_has_a_mask_of_its_own_inverse(engine, monkeypatch):
+    """With one mask for all positions, what is written behind a draft does not have the form."""
+    plain, allowed = written(engine, PAIRS), Guide.allowed
+    monkeypatch.setattr(Guide, "allowed", lambda self, ahead=(): allowed(self))
+    with pytest.raises(AssertionError):
+        assert written(drafting(engine, plain.output_ids), PAIRS).output_ids == plain.output_ids
+
+
+def test_drafts_that_the_form_forbids_are_not_verified(engine):
+    """A proposer knows of no form and drafts what it likes: only what is possible costs a place in a step."""
+    helped = drafting(engine, [1] * 50)
+    assert written(helped, {"choice": ["ab"]}).text == "ab"
+    assert helped.counters.drafted_tokens == 0
 
 
 @pytest.mark.parametrize(

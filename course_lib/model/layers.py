@@ -7,7 +7,7 @@ C hidden size, H query heads, K key/value heads, D numbers per head, F width of 
 
 from collections.abc import Callable
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -116,6 +116,7 @@ def moe_layer(
     gate_up: Float[Tensor, "E 2F C"],
     down: Float[Tensor, "E C F"],
     top_k: int,
+    product: Callable[[Tensor, Any], Tensor] = F.linear,
 ) -> Float[Tensor, "N C"]:
     """A mixture of gated MLPs: each of N tokens goes through the `top_k` experts that its router prefers.
 
@@ -127,6 +128,8 @@ def moe_layer(
         router: one row an expert; its products with a token are the token's logits over the experts.
         gate_up: each expert's gate and up projections, gate's F rows first.
         down: each expert's way back.
+        product: multiplies tokens by an expert's matrix; F.linear(x, w) is x wᵀ. Matrices that are not kept
+            as plain numbers have another one.
 
     Source: Shazeer et al. (2017), "Outrageously Large Neural Networks"; Jiang et al. (2024), "Mixtral of
     Experts", section 2.1.
@@ -138,8 +141,8 @@ def moe_layer(
     for expert in range(len(router)):
         token, place = torch.where(chosen == expert)  # who takes this expert, and as which choice
         if len(token):
-            gate, up = F.linear(x[token], gate_up[expert]).chunk(2, dim=-1)
-            mixed = F.linear(swiglu(gate, up), down[expert]) * weights[token, place, None]
+            gate, up = product(x[token], gate_up[expert]).chunk(2, dim=-1)
+            mixed = product(swiglu(gate, up), down[expert]) * weights[token, place, None]
             out.index_add_(0, token, mixed.to(x.dtype))
     return out
 
@@ -316,6 +319,8 @@ class Experts(nn.Module):
 class MixtureOfExperts(nn.Module):
     """Takes the place of `MLP` in Mixtral."""
 
+    product = staticmethod(F.linear)
+
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.gate = nn.Parameter(torch.empty(config.num_experts, config.hidden_size))
@@ -323,8 +328,9 @@ class MixtureOfExperts(nn.Module):
         self.top_k = config.num_experts_per_tok
 
     def forward(self, x: Float[Tensor, "B T C"]) -> Float[Tensor, "B T C"]:
-        tokens = x.flatten(0, 1)
-        return moe_layer(tokens, self.gate, self.experts.gate_up, self.experts.down, self.top_k).view(x.shape)
+        tokens, own = x.flatten(0, 1), self.experts
+        mixed = moe_layer(tokens, self.gate, own.gate_up, own.down, self.top_k, own.product)
+        return mixed.view(x.shape)
 
 
 class DecoderLayer(nn.Module):

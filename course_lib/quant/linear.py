@@ -4,6 +4,7 @@ Writing a token reads every matrix once, and does little else: half the bytes ar
 Shapes: (out, in) a weight, G groups of a row of it.
 """
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -12,7 +13,7 @@ from jaxtyping import Float, Int8, UInt8
 from torch import Tensor, nn
 
 from course_lib.model.decoder import Decoder
-from course_lib.model.layers import Linear, MixtureOfExperts
+from course_lib.model.layers import Experts, Linear
 
 Scheme = Literal["int8", "int4"]
 SCHEMES: tuple[Scheme, ...] = ("int8", "int4")
@@ -152,29 +153,52 @@ class Int4Linear(QuantizedLinear):
         return torch.ops.aten._weight_int4pack_mm_for_cpu(x, self.packed, self.group_size, both)
 
 
+class QuantizedExperts(nn.Module):
+    """Takes the place of `Experts`: each of its matrices is a layer of its own."""
+
+    def __init__(self, experts: Experts, quantized: Callable[[Linear], QuantizedLinear]):
+        super().__init__()
+        self.gate_up, self.down = (
+            nn.ModuleList(quantized(linear_of(matrix)) for matrix in matrices.detach())
+            for matrices in (experts.gate_up, experts.down)
+        )
+
+    @staticmethod
+    def product(x: Float[Tensor, "N in"], layer: QuantizedLinear) -> Float[Tensor, "N out"]:
+        return layer(x)
+
+
+def linear_of(weight: Float[Tensor, "out in"]) -> Linear:
+    linear = Linear(0, 0)
+    linear.weight = nn.Parameter(weight, requires_grad=False)
+    return linear
+
+
 def quantize_linears(
     model: Decoder, scheme: Scheme, group_size: int = 32, fast: bool | None = None
 ) -> Decoder:
-    """Put a quantized layer in the place of every `Linear` of a model; returns the model.
+    """Put a quantized layer in the place of every `Linear` of a model, and of every expert's matrix; returns
+    the model.
 
     The output head is one of them; where it shares its weight with the embedding, it gets codes of its own
-    and the embedding stays, of which a token reads one row only. Norms and biases stay, too.
+    and the embedding stays, of which a token reads one row only. Norms, biases and routers stay, too.
 
     Raises:
-        ValueError: an unknown scheme, a matrix that cannot be cut into groups, a mixture of experts, whose
-            matrices are no `Linear`, or matrices that are packed or quantized already.
+        ValueError: an unknown scheme, a matrix that cannot be cut into groups, or matrices that are packed or
+            quantized already.
     """
     if scheme not in SCHEMES:
         raise ValueError(f"quantize is {scheme!r}; choose {', '.join(SCHEMES)}, or 'off'.")
-    modules = list(model.modules())
-    if any(isinstance(module, MixtureOfExperts) for module in modules):
-        raise ValueError("A mixture of experts cannot be quantized yet; choose quantize='off'.")
-    for parent in modules:
+
+    def quantized(linear: Linear) -> QuantizedLinear:
+        if linear.packed is not None:
+            raise ValueError("The matrices are packed or quantized already: load the model without that.")
+        return Int8Linear(linear, fast) if scheme == "int8" else Int4Linear(linear, group_size, fast)
+
+    for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
-            if not isinstance(child, Linear):
-                continue
-            if child.packed is not None:
-                raise ValueError("The matrices are packed or quantized already: load the model without that.")
-            layer = Int8Linear(child, fast) if scheme == "int8" else Int4Linear(child, group_size, fast)
-            setattr(parent, name, layer)
+            if isinstance(child, Linear):
+                setattr(parent, name, quantized(child))
+            elif isinstance(child, Experts):
+                setattr(parent, name, QuantizedExperts(child, quantized))
     return model
