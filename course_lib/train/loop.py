@@ -52,7 +52,8 @@ def fit(
         loader: recipe.accumulation batches of it make a step. Among several ranks, each with a
             loader of its own, only rank 0 evaluates, saves and reports.
         held_out: evaluated every recipe.evaluate_every steps (0: never between) and after the last.
-        run: folder of the checkpoints, one every recipe.save_every steps and after the last.
+        run: folder of the checkpoints, one every recipe.save_every steps (0: never between) and
+            after the last.
         report: called after each step with what it gave.
 
     Returns:

@@ -33,8 +33,9 @@ def train_step(
     Args:
         model: ids (B, T) to logits (B, T, V).
         optimizer: has zero_grad() and step().
-        batches: (inputs, targets), each target the token that follows its input. To learn from
-            another model, a target may also be a row of V probabilities instead of a token.
+        batches: (inputs, targets), on any device, each target the token that follows its input. To
+            learn from another model, a target may also be a row of V probabilities, so that all of
+            them are (B, T, V).
         clip: gradients longer than this, all of them as one vector, are scaled to this length.
 
     Returns:
