@@ -35,31 +35,30 @@ from course_lib.kernels.lab.text import masked
 RECORD = ROOT / "checks" / "gates" / "kernel_mutants.json"
 MOST = 0.05  # of the mutants may survive
 SECONDS = 2.0  # of processor time a launch: the references need a tenth of it
-FINDING, RESULT, COUNT, INVALID, SURVIVED = "finding", "result", "count", "does not compile", "survived"
+OUTCOMES = ("finding", "result", "count", "survived", "does not compile")
+FINDING, RESULT, COUNT, SURVIVED, INVALID = OUTCOMES
 
 Counts = dict[Any, tuple[int, ...]]
 
 
 @dataclass
 class Tally:
-    """What became of a file's mutants: `outcomes` by (operator, outcome), `kinds` of findings."""
+    """What became of a file's mutants: `outcomes` by (operator, outcome), `kinds` of findings by operator."""
 
     outcomes: Counter[tuple[str, str]] = field(default_factory=Counter)
-    kinds: Counter[str] = field(default_factory=Counter)
+    kinds: dict[str, Counter[str]] = field(default_factory=lambda: {o: Counter() for o in OPERATORS})
     survivors: list[Mutant] = field(default_factory=list)
 
     def add(self, mutant: Mutant, outcome: str) -> None:
         kind, _, what = outcome.partition(": ")
         self.outcomes[mutant.operator, kind] += 1
         if what:
-            self.kinds[what] += 1
+            self.kinds[mutant.operator][what] += 1
         if kind == SURVIVED:
             self.survivors.append(mutant)
 
-    def number(self, *outcomes: str, operator: str | None = None) -> int:
-        """How many ended in one of these ways; without any, all that compiled."""
-        wanted = outcomes or (FINDING, RESULT, COUNT, SURVIVED)
-        return sum(n for (o, kind), n in self.outcomes.items() if kind in wanted and operator in (None, o))
+    def number(self, outcome: str, operator: str) -> int:
+        return self.outcomes[operator, outcome]
 
 
 def sources() -> list[str]:
@@ -158,18 +157,20 @@ def judge(file: str, mutant: Mutant) -> str:
 
 
 def judge_all(
-    files: Sequence[str], processes: int, cache: dict[str, str]
+    files: Sequence[str], operators: Sequence[str], processes: int, cache: dict[str, str]
 ) -> Iterator[tuple[str, Mutant, str]]:
     """(file, mutant, outcome) for each mutant of the files; what `cache` knows is not run again."""
     waiting = []
     for file in files:
-        source = (ROOT / file).read_text(encoding="utf-8")
-        for mutant in mutants(source):
+        for mutant in mutants((ROOT / file).read_text(encoding="utf-8")):
+            if mutant.operator not in operators:
+                continue
             known = cache.get(key(file, mutant))
             if known:
                 yield file, mutant, known
             else:
                 waiting.append((file, mutant))
+    waiting.sort(key=lambda pair: OPERATORS.index(pair[1].operator))
     with (
         tempfile.TemporaryDirectory(prefix="kernel-mutants-") as folder,
         ProcessPoolExecutor(processes, initializer=_start, initargs=(folder,)) as pool,
@@ -199,37 +200,32 @@ def read_record() -> dict[str, Any]:
     return json.loads(RECORD.read_text(encoding="utf-8")) if RECORD.is_file() else {}
 
 
-def reasons(record: dict[str, Any], file: str) -> dict[tuple[str, str], str]:
-    """Why a file's survivors are equivalent, by (function, change)."""
-    return {(s["function"], s["change"]): s["why"] for s in record.get(file, {}).get("survivors", [])}
-
-
-def entry(file: str, tally: Tally, why: dict[tuple[str, str], str]) -> dict[str, Any]:
-    """What the record says about a file."""
-    return {
-        "code": bare_digest((ROOT / file).read_text(encoding="utf-8")),
-        "mutants": tally.number(),
-        "outcomes": {
-            operator: {
-                o: n
-                for o in (FINDING, RESULT, COUNT, SURVIVED, INVALID)
-                if (n := tally.number(o, operator=operator))
-            }
-            for operator in OPERATORS
-            if tally.number(operator=operator)
-        },
-        "findings": dict(sorted(tally.kinds.items())),
-        "survivors": [
-            {"function": m.function, "change": m.change, "why": why.get((m.function, m.change), "")}
-            for m in sorted(tally.survivors, key=lambda m: (m.line, m.change))
-        ],
-    }
+def entry(file: str, tally: Tally, operators: Sequence[str], before: dict[str, Any]) -> dict[str, Any]:
+    """What the record says about a file, whose mutants by some operators were run; the rest is as `before`."""
+    why = {(s["function"], s["change"]): s["why"] for s in before.get("survivors", [])}
+    digest = bare_digest((ROOT / file).read_text(encoding="utf-8"))
+    kept = before if before.get("code") == digest else {}
+    outcomes, findings, survivors = {}, dict(kept.get("findings", {})), []
+    for operator in OPERATORS:
+        if operator not in operators:
+            if operator in kept.get("outcomes", {}):
+                outcomes[operator] = kept["outcomes"][operator]
+                survivors += [s for s in kept["survivors"] if s["operator"] == operator]
+            continue
+        counted = {o: tally.number(o, operator) for o in OUTCOMES}
+        outcomes[operator] = {o: n for o, n in counted.items() if n}
+        findings[operator] = dict(sorted(tally.kinds[operator].items()))
+        for m in sorted(tally.survivors, key=lambda m: (m.line, m.change)):
+            if m.operator == operator:
+                reason = why.get((m.function, m.change), "")
+                said = {"operator": operator, "function": m.function, "change": m.change, "why": reason}
+                survivors.append(said)
+    return {"code": digest, "outcomes": outcomes, "findings": findings, "survivors": survivors}
 
 
 def table(record: dict[str, Any]) -> str:
     """The record as a table of 80 columns: a row a file, and one an operator."""
-    columns = ("mutants", FINDING, RESULT, COUNT, SURVIVED, "%")
-    lines = [f"{'kernels':<38}" + "".join(f"{c:>9}" for c in columns[:5]).replace("  finding", " finding")]
+    lines = [f"{'kernels':<35}" + "".join(f"{c:>9}" for c in ("mutants", FINDING, RESULT, COUNT, SURVIVED))]
     files = {file: Counter[str]() for file in record}
     operators = {operator: Counter[str]() for operator in OPERATORS}
     for file, said in record.items():
@@ -242,7 +238,7 @@ def table(record: dict[str, Any]) -> str:
             number = sum(n[o] for o in (FINDING, RESULT, COUNT, SURVIVED))
             if number:
                 cells = (number, n[FINDING], n[RESULT], n[COUNT], n[SURVIVED])
-                lines.append(f"{name:<35}" + "".join(f"{c:>9,}" for c in cells))
+                lines.append(f"{name.removeprefix('kernels_'):<35}" + "".join(f"{c:>9,}" for c in cells))
         lines.append("")
     number = sum(every[o] for o in (FINDING, RESULT, COUNT, SURVIVED))
     unexplained = sum(not s["why"] for said in record.values() for s in said["survivors"])
@@ -255,6 +251,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m course_lib.kernels.lab.mutants", description=__doc__.split("\n")[0]
     )
     parser.add_argument("names", nargs="*", help="parts of files' names; without any, all kernels")
+    parser.add_argument("--operators", nargs="+", choices=OPERATORS, default=OPERATORS, help="of mistakes")
     parser.add_argument("--write", action="store_true", help=f"write {RECORD.relative_to(ROOT)}")
     parser.add_argument("--anew", action="store_true", help="run again what ran before: the lab has changed")
     parser.add_argument("--processes", type=int, default=2)
@@ -267,7 +264,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     cache = json.loads(stored.read_text()) if stored.is_file() and not given.anew else {}
     tallies = {file: Tally() for file in files}
     try:
-        for n, (file, mutant, outcome) in enumerate(judge_all(files, given.processes, cache), 1):
+        for n, (file, mutant, outcome) in enumerate(
+            judge_all(files, given.operators, given.processes, cache), 1
+        ):
             tallies[file].add(mutant, outcome)
             if sys.stderr.isatty():
                 print(f"\r{n} mutants", end="", file=sys.stderr)
@@ -276,7 +275,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     finally:
         _store(stored, cache)
     record = read_record()
-    new = {file: entry(file, tallies[file], reasons(record, file)) for file in files}
+    new = {file: entry(file, tallies[file], given.operators, record.get(file, {})) for file in files}
     print(table(new))
     for file, said in new.items():
         for survivor in said["survivors"]:
