@@ -16,7 +16,7 @@
 // version           grid                   k and v read     barriers         threadgroup (D = 64)
 // attention_online  (ceil(n / 4), heads)   n (n + 1) D      0                0
 // flash_attention   (ceil(n / B), heads)   n (n + B) D / B  1 + 4 for each   14 336 B for float,
-//                                                           tile it reads    9728 B for half
+//                                                           tile it reads    10 240 B for half
 //
 // attention_online gives a simdgroup a row; each key and value passes once, and the scores are
 // gone: what attention_naive.metal keeps in 4 n bytes of threadgroup memory is two registers here.
