@@ -46,8 +46,17 @@ class PrefixCache(Protocol):
 def block_key(parent: bytes, tokens: Sequence[int]) -> bytes:
     """The name of a full block: a hash of the name of the block before it and of its own tokens.
 
-    A cryptographic hash: with an ordinary one somebody could search for a text whose blocks collide with
-    another user's, and read the answers to it. Source: vLLM v1, vllm/v1/core/kv_cache_utils.py.
+    A cryptographic hash: with an ordinary one somebody could search for a text whose blocks collide
+    with another user's, and read the answers to it.
+
+    Args:
+        parent: the name of the block before, or `root_key(salt)`: 16 bytes.
+        tokens: the block's own, each 0 or more.
+
+    Returns:
+        16 bytes, the same for the same arguments, in every process.
+
+    Source: vLLM v1, vllm/v1/core/kv_cache_utils.py.
     """
     return blake2b(array("q", tokens).tobytes(), key=parent, digest_size=16).digest()
 
