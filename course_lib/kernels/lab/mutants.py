@@ -43,7 +43,7 @@ Counts = dict[Any, tuple[int, ...]]
 
 @dataclass
 class Tally:
-    """What became of a file's mutants: `outcomes` by (operator, outcome), `kinds` of findings by operator."""
+    """What became of a file's mutants: `outcomes` by (operator, outcome), `kinds` of findings."""
 
     outcomes: Counter[tuple[str, str]] = field(default_factory=Counter)
     kinds: dict[str, Counter[str]] = field(default_factory=lambda: {o: Counter() for o in OPERATORS})
@@ -156,21 +156,26 @@ def judge(file: str, mutant: Mutant) -> str:
     return COUNT if miscounted else SURVIVED
 
 
+def every_mutant(files: Sequence[str], operators: Sequence[str] = OPERATORS) -> list[tuple[str, Mutant]]:
+    """(file, mutant) for each mutant of the files by these operators, the barriers first."""
+    found = [(f, m) for f in files for m in mutants((ROOT / f).read_text(encoding="utf-8"))]
+    return sorted(
+        ((f, m) for f, m in found if m.operator in operators),
+        key=lambda pair: OPERATORS.index(pair[1].operator),
+    )
+
+
 def judge_all(
-    files: Sequence[str], operators: Sequence[str], processes: int, cache: dict[str, str]
+    wanted: Sequence[tuple[str, Mutant]], processes: int, cache: dict[str, str]
 ) -> Iterator[tuple[str, Mutant, str]]:
-    """(file, mutant, outcome) for each mutant of the files; what `cache` knows is not run again."""
+    """(file, mutant, outcome) for each; what `cache` knows is not run again."""
     waiting = []
-    for file in files:
-        for mutant in mutants((ROOT / file).read_text(encoding="utf-8")):
-            if mutant.operator not in operators:
-                continue
-            known = cache.get(key(file, mutant))
-            if known:
-                yield file, mutant, known
-            else:
-                waiting.append((file, mutant))
-    waiting.sort(key=lambda pair: OPERATORS.index(pair[1].operator))
+    for file, mutant in wanted:
+        known = cache.get(key(file, mutant))
+        if known:
+            yield file, mutant, known
+        else:
+            waiting.append((file, mutant))
     with (
         tempfile.TemporaryDirectory(prefix="kernel-mutants-") as folder,
         ProcessPoolExecutor(processes, initializer=_start, initargs=(folder,)) as pool,
@@ -201,7 +206,7 @@ def read_record() -> dict[str, Any]:
 
 
 def entry(file: str, tally: Tally, operators: Sequence[str], before: dict[str, Any]) -> dict[str, Any]:
-    """What the record says about a file, whose mutants by some operators were run; the rest is as `before`."""
+    """What the record says about a file; of operators that were not run, what it said `before`."""
     why = {(s["function"], s["change"]): s["why"] for s in before.get("survivors", [])}
     digest = bare_digest((ROOT / file).read_text(encoding="utf-8"))
     kept = before if before.get("code") == digest else {}
@@ -264,9 +269,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     cache = json.loads(stored.read_text()) if stored.is_file() and not given.anew else {}
     tallies = {file: Tally() for file in files}
     try:
-        for n, (file, mutant, outcome) in enumerate(
-            judge_all(files, given.operators, given.processes, cache), 1
-        ):
+        wanted = every_mutant(files, given.operators)
+        for n, (file, mutant, outcome) in enumerate(judge_all(wanted, given.processes, cache), 1):
             tallies[file].add(mutant, outcome)
             if sys.stderr.isatty():
                 print(f"\r{n} mutants", end="", file=sys.stderr)

@@ -1,0 +1,33 @@
+"""The reference kernels count the same, whichever compiler made them: all launches of the catalog."""
+
+import functools
+import os
+import shutil
+
+import pytest
+
+from course_lib.kernels.catalog import Kernel, cuda, metal
+from course_lib.kernels.lab import Module
+from course_lib.kernels.lab.mutants import counts
+
+CLANG = os.environ.get("COURSE_CLANG") or shutil.which("clang++")
+
+
+@functools.cache
+def module(file: str, compiler: str) -> Module:
+    kernel = next(k for k in (*cuda.KERNELS, *metal.KERNELS) if k.file == file)
+    return Module(kernel.path, compiler=compiler)
+
+
+@pytest.mark.skipif(CLANG is None, reason="there is no clang++ here (COURSE_CLANG names one)")
+@pytest.mark.skipif(shutil.which("g++") is None, reason="there is no g++ here")
+@pytest.mark.parametrize("kernel", [*cuda.KERNELS, *metal.KERNELS], ids=lambda k: f"{k.file[8:]}-{k.name}")
+def test_counts_are_the_same_from_gcc_and_clang(kernel: Kernel) -> None:
+    assert CLANG is not None
+    for shape in (kernel.counted, kernel.shapes[-1]):
+        found = []
+        for compiler in ("g++", CLANG):
+            case = kernel.at(*shape)
+            found.append(counts(case.run(module(kernel.file, compiler), time_limit=60.0)))
+            assert case.wrong() is None
+        assert found[0] == found[1]
