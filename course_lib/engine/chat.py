@@ -5,15 +5,19 @@ Only the answer goes to stdout; what the engine has to say about itself goes to 
 """
 
 import contextlib
+import json
 import signal
 import sys
 import time
+from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 
+from course_lib import parts
 from course_lib.engine.startup import STARTED
 
 if TYPE_CHECKING:
@@ -55,6 +59,11 @@ def main(
     ] = "off",
     quantize: Annotated[str, typer.Option(help="Bits of the weights: off, int8 or int4.")] = "off",
     kv_cache_dtype: Annotated[str, typer.Option(help="Keys and values: auto (as --dtype) or int8.")] = "auto",
+    costs: Annotated[
+        bool,
+        typer.Option(help="With PARTS=mine and --prompt: what your parts cost; it runs everything twice."),
+    ] = False,
+    costs_to: Annotated[Path | None, typer.Option(hidden=True)] = None,
 ) -> None:
     """Run a language model on this machine: one answer with --prompt, otherwise a conversation."""
     from course_lib import assets
@@ -75,7 +84,9 @@ def main(
         llm = LLM(model, device, dtype, threads, config, quantize)  # type: ignore[arg-type]
         introduce(llm)
         opening = [{"role": "system", "content": system}] if system else []
-        if prompt is not None:
+        if prompt is not None and (costs or costs_to):
+            weigh(lambda: answer(llm, asked(llm, opening, prompt), params), costs_to)
+        elif prompt is not None:
             answer(llm, asked(llm, opening, prompt), params)
         else:
             converse(llm, opening, params)
@@ -112,14 +123,27 @@ def room(llm: "LLM") -> str:
 
 def owners() -> str:
     """With PARTS=mine: which of the parts that this run has loaded are the learner's."""
-    from course_lib import parts
-
     if parts.parts_mode() != "mine":
         return ""
     yours = sorted(
         part.name or part.qualname for key, part in parts.REGISTRY.items() if parts.owner(key) == "yours"
     )
-    return f"{len(yours)} of {len(parts.REGISTRY)} yours" + (f": {', '.join(yours)}" if yours else "")
+    names = f": {', '.join(yours)} (--costs says what they cost)" if yours else ""
+    return f"{len(yours)} of {len(parts.REGISTRY)} yours{names}"
+
+
+def weigh(run: Callable[[], object], out: Path | None) -> None:
+    """Run an answer and say what the learner's parts cost in it; or write all parts' costs to a file."""
+    from course_lib.engine import costs
+
+    mine = costs.measure(run)
+    if out is not None:
+        out.write_text(json.dumps(mine), encoding="utf-8")
+    elif any(parts.owner(key) == "yours" for key in mine):
+        reference = costs.of_reference([argument for argument in sys.argv[1:] if argument != "--costs"])
+        console.print(costs.table(mine, reference))
+    else:
+        console.print("None of your parts ran in this answer, so they cost nothing.")
 
 
 def asked(llm: "LLM", conversation: list[dict[str, str]], line: str) -> "Prompt":
