@@ -294,6 +294,13 @@ def test_a_loader_refuses_what_it_cannot_do(make_shards):
     ):
         with pytest.raises(ValueError, match="not the same"):
             other.load_state_dict(state)
+    loader = TokenLoader(paths, 2, 8)
+    with pytest.raises(ValueError, match=r"lacks \['block_size', 'epoch', 'position', 'seed', 'tokens'\]"):
+        loader.load_state_dict({})
+    for position in (-1, len(loader.order) + 1):
+        with pytest.raises(ValueError, match=f"window {position} of epoch 0: expected 0 to"):
+            loader.load_state_dict(state | {"position": position})
+    assert loader.state_dict() == state  # a refused state leaves the loader where it was
 
 
 def test_the_data_rooms_never_import_torch():
