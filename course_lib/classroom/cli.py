@@ -199,7 +199,8 @@ def prove(
     changed: Annotated[
         bool, typer.Option("--changed", help="The days that differ from the main branch.")
     ] = False,
-    all_days: Annotated[bool, typer.Option("--all", help="Every day.")] = False,
+    all_days: Annotated[bool, typer.Option("--all", help="Every day, with every mutant.")] = False,
+    mutants: Annotated[bool, typer.Option("--mutants", help="Try every mutant, not a sample.")] = False,
 ) -> None:
     """Prove that a day's grading can be trusted: stubs, references, wrong solutions, mutants."""
     with _sentences():
@@ -211,7 +212,7 @@ def prove(
             days = [parse_day(day, "prove --day")]
         else:
             days = proving.changed_days() if changed else lessons.available_days()
-        raise typer.Exit(proving.main(days, everything=all_days))
+        raise typer.Exit(proving.main(days, everything=all_days or mutants))
 
 
 def main() -> None:
