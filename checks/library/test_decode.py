@@ -90,6 +90,35 @@ def test_top_p_beyond_the_first_thousand():
         assert kept[row][kept[row] > 0].min() >= probs[row][kept[row] == 0].max()
 
 
+def test_top_p_is_what_sorting_everything_gives():
+    """Rows whose sets have 1 to 20,000 tokens, a row without top-p, and one full of ties, all together."""
+    torch.manual_seed(5)
+    vocab, spread = 20_000, torch.tensor([[0.0], [0.1], [1.0], [2.0], [4.0], [30.0], [1.0], [2.0]])
+    logits = torch.randn(len(spread), vocab) * spread
+    logits[-1] = logits[-1].round()
+    probs = torch.softmax(logits, -1)
+    probs[2, 50:] = 0  # what top-k leaves
+    for p in (1e-9, 0.3, 0.9, 0.999):
+        wanted = torch.full((len(spread), 1), p)
+        wanted[6] = 1
+        kept = keep_top_p(probs, wanted)
+        assert torch.equal(kept[6], probs[6])
+        ranked = probs.sort(-1, descending=True).values
+        before = (ranked.cumsum(-1) < wanted * probs.sum(-1, keepdim=True)).sum(-1, keepdim=True)
+        border = ranked.gather(1, before.clamp(max=vocab - 1))
+        border[6] = 0
+        assert torch.equal(kept, torch.where(probs >= border, probs, 0.0))
+
+
+def test_the_best_token_is_the_first_of_equals():
+    """In bfloat16 ties are common; the choice must not depend on the batch."""
+    torch.manual_seed(6)
+    for dtype in (torch.float32, torch.bfloat16):
+        logits = torch.randint(0, 9, (40, 999)).to(dtype)
+        chosen = Sampler([SamplingParams(temperature=0)] * 40)(logits, range(40))
+        assert chosen.tolist() == [row.index(max(row)) for row in logits.tolist()]
+
+
 def test_uniform_numbers():
     by_seed = [uniform(seed, 3) for seed in range(4000)]
     by_position = [uniform(11, position) for position in range(4000)]

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from course_lib.bench.ratios import median_ratio
 from course_lib.decode.sampler import SamplingParams
 from course_lib.engine.calibrate import fastest_threads
 from course_lib.engine.llm import LLM, Completion
@@ -46,7 +47,7 @@ class Race:
     @property
     def ratio(self) -> float:
         """Median over the rounds of our speed divided by Transformers'."""
-        return statistics.median(self.ratios())
+        return median_ratio(self.ours, self.transformers)
 
     @property
     def gigabytes_per_second(self) -> float:

@@ -21,6 +21,7 @@ import torch
 import typer
 from rich.console import Console
 
+from course_lib.bench.ratios import median_ratio
 from course_lib.hardware.detect import detect
 from course_lib.model.numpy_gpt import GPT, GPTConfig, count_parameters, gpt_forward, tensor_shapes
 
@@ -41,7 +42,7 @@ class ForwardRace:
     @property
     def ratio(self) -> float:
         """Median over the rounds of NumPy's time divided by torch's."""
-        return statistics.median(ours / theirs for ours, theirs in zip(self.numpy, self.torch, strict=True))
+        return median_ratio(self.numpy, self.torch)
 
     @property
     def flops(self) -> int:

@@ -20,6 +20,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from course_lib.bench.ratios import median_ratio
 from course_lib.decode.params import SamplingParams, StructuredOutputsParams
 from course_lib.engine.llm import LLM
 from course_lib.engine.scheduler import Schedule
@@ -76,7 +77,8 @@ class Cost:
     @property
     def share(self) -> float:
         """Median over the steps of the sampler's part of a step."""
-        return statistics.median(s / (f + s) for f, s in zip(self.forward, self.sampling, strict=True))
+        steps = [f + s for f, s in zip(self.forward, self.sampling, strict=True)]
+        return median_ratio(self.sampling, steps)
 
 
 def measure(llm: LLM, batch: int, setting: str, steps: int) -> Cost:
