@@ -103,13 +103,24 @@ def test_codes_take_a_quarter_and_an_eighth():
 
 
 def test_outputs_that_the_kernel_cannot_do_take_the_reference():
-    linear = linear_of(outputs=50)
-    layer = Int4Linear(linear)
+    assert Int4Linear(linear_of(dtype=torch.bfloat16)).fast
+    linear = linear_of(outputs=50, dtype=torch.bfloat16)
+    layer, ones = Int4Linear(linear), torch.ones(1, 128, dtype=torch.bfloat16)
     assert not layer.fast
-    expected = F.linear(
-        torch.ones(1, 128), dequantize_groups(*quantize_groups(linear.weight, 32)), linear.bias
-    )
-    assert torch.equal(layer(torch.ones(1, 128)), expected)
+    expected = F.linear(ones, dequantize_groups(*quantize_groups(linear.weight, 32)), linear.bias)
+    assert torch.equal(layer(ones), expected)
+
+
+@pytest.mark.parametrize(("dtype", "rows"), [(torch.float32, 2), (torch.bfloat16, 65)])
+def test_many_rows_are_multiplied_as_floats(dtype, rows, monkeypatch):
+    """There torch's kernel is slower, in float32 by a factor of hundreds: it must not be called."""
+    linear = linear_of(dtype=dtype)
+    layer, x = Int8Linear(linear), torch.ones(rows, 128, dtype=dtype)
+    monkeypatch.delattr(torch, "_weight_int8pack_mm")
+    assert torch.equal(layer(x), F.linear(x, dequantize_rows(*quantize_rows(linear.weight)), linear.bias))
+    with pytest.raises(AttributeError):
+        layer(x[:1])
+    assert not Int4Linear(linear_of()).fast
 
 
 @pytest.mark.parametrize(("inputs", "size"), [(128, 16), (128, 256), (100, 32)])

@@ -73,8 +73,8 @@ def dequantize_groups(
 class QuantizedLinear(Linear):
     """A `Linear` that keeps codes instead of its weight, which can no longer be read by name or trained.
 
-    `fast` takes torch's own kernel, which reads the codes as they are, where there is one; without it the
-    weight is made anew for every product, which is what the kernel is measured by.
+    `fast` takes torch's own kernel, which reads the codes as they are, where there is one and for as few rows
+    as it is good for; otherwise the weight is made anew for every product, and float matrices are multiplied.
     """
 
     def __init__(self, linear: Linear, fast: bool):
@@ -84,10 +84,15 @@ class QuantizedLinear(Linear):
         self.bias = linear.bias
 
     def forward(self, x: Float[Tensor, "*batch inputs"]) -> Float[Tensor, "*batch outputs"]:
-        if not self.fast:
+        rows = x.reshape(-1, x.shape[-1])
+        if not (self.fast and len(rows) <= self.most_rows(x.dtype)):
             return F.linear(x, self.dequantized(), self.bias)
-        product = self.product(x.reshape(-1, x.shape[-1])).view(*x.shape[:-1], -1)
+        product = self.product(rows).view(*x.shape[:-1], -1)
         return product if self.bias is None else product + self.bias
+
+    def most_rows(self, dtype: torch.dtype) -> int:
+        """For how many rows at most torch's kernel is faster than float matrices."""
+        raise NotImplementedError
 
     def dequantized(self) -> Float[Tensor, "out in"]:
         """The weight that the codes stand for."""
@@ -110,6 +115,12 @@ class Int8Linear(QuantizedLinear):
         self.register_buffer("packed", codes)
         self.register_buffer("scale", scale)
 
+    def most_rows(self, dtype: torch.dtype) -> int:
+        """In bfloat16 the kernel is slower from about 64 rows on; in float32 for any but a single one, and
+        some 400 times for 512 (384 by 384, torch 2.13).
+        """
+        return 64 if dtype == torch.bfloat16 else 1
+
     def dequantized(self) -> Float[Tensor, "out in"]:
         return dequantize_rows(self.packed, self.scale)
 
@@ -121,7 +132,8 @@ class Int4Linear(QuantizedLinear):
     """4 bits a number, and a scale and a middle a group. See `quantize_groups`.
 
     Two codes lie in a byte: in the order of torch's kernel if that is used, else neighbors, the first in the
-    lower half. The kernel computes 16 outputs at a time, so their number must be a multiple of that.
+    lower half. The kernel computes 16 outputs at a time, so their number must be a multiple of that; and in
+    float32 it is slower than making the weight anew.
     """
 
     packed: Tensor
@@ -130,7 +142,8 @@ class Int4Linear(QuantizedLinear):
 
     def __init__(self, linear: Linear, group_size: int = 32, fast: bool | None = None):
         weight = linear.weight.detach()
-        possible = weight.device.type == "cpu" and len(weight) % 16 == 0
+        good = weight.device.type == "cpu" and weight.dtype == torch.bfloat16
+        possible = good and len(weight) % 16 == 0
         super().__init__(linear, possible if fast is None else fast)
         self.group_size = group_size
         codes, scale, middle = quantize_groups(weight, group_size)
@@ -141,6 +154,10 @@ class Int4Linear(QuantizedLinear):
         self.register_buffer("packed", packed)
         self.register_buffer("scale", scale)
         self.register_buffer("middle", middle)
+
+    def most_rows(self, dtype: torch.dtype) -> int:
+        """However many there are: the codes lie in the kernel's own order."""
+        return 1 << 30
 
     def dequantized(self) -> Float[Tensor, "out in"]:
         if self.fast:
