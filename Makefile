@@ -5,7 +5,7 @@ venv := .venv/bin
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup start engine train bench check-day progress reset-day update doctor data lessons lint test test-all
+.PHONY: help setup start engine train bench kernels check-day progress reset-day update doctor data lessons lint test test-all
 
 # `make check-day 5` is `make check-day N=5`: the word after the command is its argument, not a target.
 ifneq (,$(filter check-day reset-day lessons,$(firstword $(MAKECMDGOALS))))
@@ -50,6 +50,9 @@ train: setup ## train a model; BUDGET=2min|15min|full MODEL= DATA=folder NEW=1
 
 bench: setup ## how fast the engine decodes here, beside Transformers
 	@$(venv)/python -m course_lib.bench
+
+kernels: setup ## run every kernel: its error, its bytes against the formula, time on a GPU
+	@$(venv)/python -m course_lib.bench.kernels $(if $(ONLY),--only "$$ONLY")
 
 check-day: setup ## grade a day: make check-day 5
 	@$(venv)/python -m course_lib.classroom check-day "$$N"

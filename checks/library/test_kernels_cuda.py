@@ -6,7 +6,6 @@ What is launched, and the formulas, are in `course_lib.kernels.catalog.cuda`; he
 import functools
 import itertools
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,13 +33,14 @@ def launch(name: str, *shape: Any, counted: bool = True) -> list[Report]:
     return reports
 
 
-def cases() -> Iterator[Any]:
-    for kernel in cuda.KERNELS:
-        for shape in kernel.shapes:
-            yield pytest.param(kernel, shape, id=f"{kernel.name}-{shape}".replace(" ", ""))
+CASES = [
+    pytest.param(kernel, shape, id=f"{kernel.name}-{shape}".replace(" ", ""))
+    for kernel in cuda.KERNELS
+    for shape in kernel.shapes
+]
 
 
-@pytest.mark.parametrize(("kernel", "shape"), cases())
+@pytest.mark.parametrize(("kernel", "shape"), CASES)
 def test_awkward_shapes(kernel: Kernel, shape: tuple[Any, ...]) -> None:
     # Of paged attention's warps, those that find no token in a short text may not have read their query.
     launch(kernel.name, *shape, counted=not kernel.name.startswith("paged"))

@@ -3,12 +3,13 @@
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from course_lib.kernels.catalog.problems import Array, Problem
 from course_lib.kernels.lab import Module, Report, Traffic
 
 ROOT = Path(__file__).resolve().parents[3]
+AnyCase = TypeVar("AnyCase")
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ def traffic_of(reports: Iterable[Report], variable: str) -> Traffic:
 
 
 @dataclass(frozen=True)
-class Kernel:
+class Kernel(Generic[AnyCase]):
     """A version of a kernel: `name` in the source `file` (from the repository's root).
 
     shapes: sizes to try, each the arguments of `at`: awkward ones.
@@ -91,7 +92,7 @@ class Kernel:
 
     file: str
     name: str
-    build: Callable[..., Case] = field(repr=False)
+    build: Callable[..., AnyCase] = field(repr=False)
     shapes: tuple[tuple[Any, ...], ...]
     counted: tuple[Any, ...]
     large: tuple[Any, ...]
@@ -100,6 +101,6 @@ class Kernel:
     def path(self) -> Path:
         return ROOT / self.file
 
-    def at(self, *shape: Any) -> Case:
+    def at(self, *shape: Any) -> AnyCase:
         """A fresh case of these sizes."""
         return self.build(self.name, *shape)

@@ -24,7 +24,7 @@ def versions(
     shapes: Shapes,
     counted: Shape,
     large: Shape,
-) -> Iterator[Kernel]:
+) -> Iterator[Kernel[Case]]:
     """The kernels of one source."""
     for name in names:
         yield Kernel(f"kernels_cuda/{file}.cu", name, build, shapes, counted, large)
@@ -300,7 +300,7 @@ KERNELS = (
         paged_attention,
         shapes=PAGES,
         counted=((37, 64, 5), 6, 2, 64, 16),
-        large=((4096,) * 64, 32, 8, 128, 16, 4),
+        large=((4096,) * 16, 32, 8, 128, 16, 4),
     ),
     *versions(
         "gemv_int8",
@@ -321,7 +321,7 @@ KERNELS = (
 )
 
 
-def find(name: str) -> Kernel:
+def find(name: str) -> Kernel[Case]:
     """The kernel of this name. KeyError lists them."""
     known = {kernel.name: kernel for kernel in KERNELS}
     if name not in known:

@@ -276,3 +276,20 @@ def gemv_int4(rows: int, columns: int) -> Problem:
 
     inputs = {"codes": codes, "scales": scales, "x": x}
     return Problem(inputs, {"y": y}, want, 2 * numbers.size, total_bytes(codes, scales, x, y))
+
+
+def int4_matmul(tokens: int, outputs: int, depth: int, group: int) -> Problem:
+    """As `gemv_int4` packs its codes, with a middle beside each group's scale; `group` columns a group."""
+    rng = np.random.default_rng(outputs)
+    x, y = normal(1, tokens, depth), empty(tokens, outputs)
+    numbers = rng.integers(0, 16, (outputs, depth)).astype(np.uint8)
+    codes = numbers[:, ::2] | numbers[:, 1::2] << 4
+    scale = rng.uniform(0.01, 0.02, (outputs, depth // group)).astype(np.float32)
+    middle = rng.normal(0, 0.02, scale.shape).astype(np.float32)
+
+    def want() -> dict[str, Array]:
+        repeated = [np.repeat(each.astype(np.float64), group, 1) for each in (scale, middle)]
+        return {"y": x @ ((numbers - 8.0) * repeated[0] + repeated[1]).T}
+
+    inputs: dict[str, Array] = {"x": x, "codes": codes, "scale": scale, "middle": middle}
+    return Problem(inputs, {"y": y}, want, 2 * tokens * numbers.size, total_bytes(*inputs.values(), y))

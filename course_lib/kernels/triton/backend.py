@@ -57,9 +57,10 @@ def block_of(size: int, least: int = 16) -> int:
 
 def same_device(**tensors: torch.Tensor) -> None:
     """ValueError unless all lie where the kernels run."""
+    device = "cpu" if INTERPRETED else "cuda"
     for name, tensor in tensors.items():
-        if tensor.is_cuda == INTERPRETED:
+        if tensor.device.type != device:
             raise ValueError(
                 f"{name} lies on {tensor.device}, but {where()} runs this kernel: it takes tensors on "
-                f"{'cpu' if INTERPRETED else 'cuda'}."
+                f"{device}."
             )

@@ -21,7 +21,9 @@ from course_lib.kernels.triton.backend import same_device
 def vector_add_kernel(a, b, c, n, BLOCK: tl.constexpr):
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = i < n
-    tl.store(c + i, tl.load(a + i, inside) + tl.load(b + i, inside), inside)
+    # Added in float32, as the hardware does it; of bfloat16 the interpreter would add the bits.
+    left, right = tl.load(a + i, inside).to(tl.float32), tl.load(b + i, inside).to(tl.float32)
+    tl.store(c + i, left + right, inside)
 
 
 def vector_add(a: Float[Tensor, " n"], b: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
