@@ -73,12 +73,18 @@ class Module:
         self._compiler = build.find_compiler(compiler)
         translate = metal.translate if self.language == "metal" else cuda.translate
         self._translation = translate(self.source, self.label)
-        self._load(True, ())
+        self._load(True, self._instances())
 
     @property
     def kernels(self) -> tuple[str, ...]:
         """The names of the kernels in the source, in order; those of templates end in "<…>"."""
         return tuple(k.name + ("<…>" if k.template else "") for k in self._translation.kernels)
+
+    def _instances(self, kernel: str = "") -> tuple[str, ...]:
+        """Those of templates that are compiled for a launch: Metal's with the source, where they are few."""
+        named = tuple(k.name for k in self._translation.kernels if k.instance)
+        few = named if len(named) <= _INSTANCES else ()
+        return few if kernel in few or not (kernel in named or "<" in kernel) else (kernel,)
 
     def _load(self, watched: bool, instances: tuple[str, ...]) -> tuple[build.Built, native.Library]:
         built = build.build(
@@ -103,11 +109,7 @@ class Module:
         if known[base].template != ("<" in kernel):
             mend = f"say which, as {base!r} + '<…>'" if known[base].template else f"launch it as {base!r}"
             raise LaunchError(f"{base} is {'' if known[base].template else 'not '}a template: {mend}.")
-        # A few of Metal's instances are compiled at once, with the rest of the source; of many, the one.
-        named = tuple(k.name for k in self._translation.kernels if k.instance)
-        wanted = named if kernel in named and len(named) <= _INSTANCES else (kernel,)
-        instances = wanted if "<" in kernel or kernel in named else ()
-        built, library = self._load(watched, instances)
+        built, library = self._load(watched, self._instances(kernel))
         return built, library, [k.name for k in built.kernels].index(kernel)
 
     def launch(
