@@ -8,10 +8,10 @@ from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self
+from typing import Self, Unpack
 
 from course_lib.decode.sampler import SamplingParams
-from course_lib.engine.engine import Engine
+from course_lib.engine.engine import Engine, RequestOptions
 from course_lib.engine.request import Output, Request, Status
 
 FAILURES_IN_A_ROW = 3  # so many failed steps are no accident
@@ -91,10 +91,7 @@ class AsyncEngine:
         self,
         prompt_ids: Sequence[int],
         params: SamplingParams | None = None,
-        *,
-        id: str | None = None,
-        priority: int = 0,
-        salt: str = "",
+        **options: Unpack[RequestOptions],
     ) -> AsyncStream:
         """Start answering a prompt; call it from a running event loop.
 
@@ -102,7 +99,7 @@ class AsyncEngine:
             ImpossibleRequest: at once, if it can never be served.
             EngineDead: the engine's thread has ended.
         """
-        requests = self.engine.requests(prompt_ids, params, id=id, priority=priority, salt=salt)
+        requests = self.engine.requests(prompt_ids, params, **options)
         stream = AsyncStream(self, requests)
         with self.dying:
             if self.death:

@@ -8,7 +8,7 @@ import secrets
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol, TypedDict, Unpack
 
 import numpy as np
 
@@ -75,6 +75,14 @@ class EngineConfig:
             raise ValueError(f"prefix_cache is {self.prefix_cache!r}; choose {', '.join(PREFIX_CACHES)}.")
         if self.kv_cache_dtype not in ("auto", "int8"):
             raise ValueError(f"kv_cache_dtype is {self.kv_cache_dtype!r}; choose auto or int8.")
+
+
+class RequestOptions(TypedDict, total=False):
+    """What a request may have besides its prompt and its parameters; see `Request`."""
+
+    id: str | None
+    priority: int
+    salt: str
 
 
 class TextMaker(Protocol):
@@ -153,17 +161,14 @@ class Engine:
         self,
         prompt_ids: Sequence[int],
         params: SamplingParams | None = None,
-        *,
-        id: str | None = None,
-        priority: int = 0,
-        salt: str = "",
+        **options: Unpack[RequestOptions],
     ) -> list[Request]:
         """Let a prompt wait for its turn; returns its `params.n` requests.
 
         Raises:
             ImpossibleRequest: it can never be served; the message says why.
         """
-        family = self.requests(prompt_ids, params, id=id, priority=priority, salt=salt)
+        family = self.requests(prompt_ids, params, **options)
         self.scheduler.add(family[0])
         return family
 
