@@ -198,7 +198,8 @@ def test_half_rounds_like_numpys(metal: Module) -> None:
 
 
 def test_faults_are_found_in_metal_too(metal: Module) -> None:
-    with pytest.raises(KernelFault, match=r"race on byte \d+ of s.*no threadgroup_barrier.mem_flags::mem_threadgroup. between"):
+    says = r"race on byte \d+ of s.*no threadgroup_barrier.mem_flags::mem_threadgroup. between"
+    with pytest.raises(KernelFault, match=says):
         metal.launch("races", 1, 64, zeros(64))
     with pytest.raises(KernelFault, match=r"mine.metal, line \d+: past: .* y\[64\]") as caught:
         metal.launch("past", 2, 32, zeros(64))
