@@ -11,6 +11,9 @@ from course_lib.kernels.lab import Module
 from course_lib.kernels.lab.mutants import counts
 
 CLANG = os.environ.get("COURSE_CLANG") or shutil.which("clang++")
+# `x = inside ? a : b` of a class type becomes two stores with g++, one a branch: where lanes of a warp differ,
+# as they do at the edges, these are two requests. Accesses and bytes are the same.
+TWO_STORES = {"matmul_simdgroup_bfloat"}
 
 
 @functools.cache
@@ -30,4 +33,6 @@ def test_counts_are_the_same_from_gcc_and_clang(kernel: Kernel) -> None:
             case = kernel.at(*shape)
             found.append(counts(case.run(module(kernel.file, compiler), time_limit=60.0)))
             assert case.wrong() is None
+        if kernel.name in TWO_STORES and shape != kernel.counted:
+            found = [{key: of[1:3] for key, of in counted.items()} for counted in found]
         assert found[0] == found[1]

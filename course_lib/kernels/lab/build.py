@@ -56,6 +56,7 @@ _CLANG = (
     "-tsan-instrument-func-entry-exit=0",
     "-mllvm",
     "-tsan-instrument-read-before-write=1",
+    "-fno-unroll-loops",
     "-fno-vectorize",
     "-fno-slp-vectorize",
     "-fno-builtin-memcpy",
@@ -333,12 +334,15 @@ _SYMBOL = re.compile(
 _INITIAL = re.compile(r"^\s*\.section\s+\.(?:init_array|ctors)(?!\.(?:00099|0)\b)")
 
 
+_DEFINED = re.compile(r"^([A-Za-z_.$][\w.$]*):|^\s*\.(?:set|l?comm)\s+([\w.$]+)", re.MULTILINE)
+
+
 def _refuse_the_host(assembly: str, label: str, source: str) -> None:
     """Raise for what a GPU has not: functions of the host, assembly, and code that runs before the kernel.
 
     Looked for in what the compiler made, so that no spelling of it in the source is missed.
     """
-    defined = set(re.findall(r"^([A-Za-z_.$][\w.$]*):", assembly, re.MULTILINE))
+    defined = {name for pair in _DEFINED.findall(assembly) for name in pair}
     own: set[str] = set()
     line = 0
     for text in assembly.splitlines():

@@ -181,10 +181,13 @@ def judge_all(
         ProcessPoolExecutor(processes, initializer=_start, initargs=(folder,)) as pool,
     ):
         running = {pool.submit(judge, file, mutant): (file, mutant) for file, mutant in waiting}
-        for done in as_completed(running):
-            file, mutant = running[done]
-            cache[key(file, mutant)] = done.result()
-            yield file, mutant, done.result()
+        try:
+            for done in as_completed(running):
+                file, mutant = running[done]
+                cache[key(file, mutant)] = done.result()
+                yield file, mutant, done.result()
+        finally:  # of an error, or of who listens no longer: the rest is not waited for
+            pool.shutdown(cancel_futures=True)
 
 
 def _start(folder: str) -> None:
