@@ -11,8 +11,8 @@ from course_lib.kernels.lab import Module
 from course_lib.kernels.lab.mutants import counts
 
 CLANG = os.environ.get("COURSE_CLANG") or shutil.which("clang++")
-# `x = inside ? a : b` of a class type becomes two stores with g++, one a branch: where lanes of a warp differ,
-# as they do at the edges, these are two requests. Accesses and bytes are the same.
+# With g++ `x = inside ? a : b` of a class type is two stores, one in each branch: where the lanes of a warp
+# differ, as they do at the edges, these are two requests. Accesses and bytes are the same.
 TWO_STORES = {"matmul_simdgroup_bfloat"}
 
 
