@@ -4,6 +4,9 @@ Ratios are taken within one process, in turns, on the same weights; absolute spe
 machine and its other users. What Transformers is given: batches of equal length where there is a batch,
 and for the mixed requests static batches in the order of arrival, padded on the left, since its `generate`
 knows no other. Only tokens that somebody asked for count.
+
+Each ratio is taken twice: of the time that passed, and of the processor's time. Where other programs want
+the processor, too, the second says more. On a quiet machine with two cores all of it takes about ten minutes.
 """
 
 import course_lib.engine.startup  # noqa: F401  # before torch: how its threads wait is read when it loads
@@ -13,7 +16,7 @@ import json
 import random
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,9 +25,11 @@ from typing import Annotated, Any
 import torch
 import typer
 from rich.console import Console
+from rich.progress import Progress
 from rich.table import Table
 
 from course_lib.bench.decode import transformers_twin
+from course_lib.bench.ratios import median_ratio, steepest_growth
 from course_lib.decode.sampler import SamplingParams
 from course_lib.engine.calibrate import fastest_threads
 from course_lib.engine.engine import Engine, EngineConfig
@@ -41,19 +46,37 @@ STATIC_BATCH = 8
 Work = Sequence[tuple[list[int], int]]  # prompts, each with the number of tokens wanted
 
 
+@dataclass(frozen=True)
+class Spent:
+    """Seconds that passed, and seconds of processors, which count several threads several times."""
+
+    wall: float
+    processor: float
+
+
 @dataclass
 class Load:
-    """One kind of work: useful tokens a second, one entry a round."""
+    """One kind of work: so many useful tokens, and what each round spent on them."""
 
     name: str
     dtype: str
-    ours: list[float] = field(default_factory=list)
-    transformers: list[float] = field(default_factory=list)
+    tokens: int
+    ours: list[Spent] = field(default_factory=list)
+    transformers: list[Spent] = field(default_factory=list)
 
     @property
     def ratio(self) -> float:
         """Median over the rounds of our speed divided by Transformers'."""
-        return statistics.median(a / b for a, b in zip(self.ours, self.transformers, strict=True))
+        return median_ratio([s.wall for s in self.transformers], [s.wall for s in self.ours])
+
+    @property
+    def processor_ratio(self) -> float:
+        """The same by the time that processors worked."""
+        return median_ratio([s.processor for s in self.transformers], [s.processor for s in self.ours])
+
+    def speed(self, rounds: Sequence[Spent]) -> float:
+        """Useful tokens a second in the median round."""
+        return self.tokens / statistics.median(spent.wall for spent in rounds)
 
 
 def loads(vocabulary: int, short: bool) -> dict[str, Work]:
@@ -73,21 +96,18 @@ def loads(vocabulary: int, short: bool) -> dict[str, Work]:
     }
 
 
-def run_ours(engine: Engine, work: Work) -> float:
-    """Seconds for all of it, with nothing known from before."""
+def run_ours(engine: Engine, work: Work) -> None:
+    """All of it, with nothing known from before."""
     engine.prefix_cache.clear()
-    started = time.perf_counter()
     for prompt, new in work:
         engine.add(prompt, SamplingParams(temperature=0, max_tokens=new, ignore_eos=True))
     while engine.has_work:
         engine.step()
-    return time.perf_counter() - started
 
 
 @torch.inference_mode()
-def run_transformers(twin: Any, work: Work) -> float:
-    """Seconds for all of it, in static batches: each runs until its last text is done."""
-    started = time.perf_counter()
+def run_transformers(twin: Any, work: Work) -> None:
+    """All of it, in static batches: each runs until its last text is done."""
     for first in range(0, len(work), STATIC_BATCH):
         batch = work[first : first + STATIC_BATCH]
         longest = max(len(prompt) for prompt, _ in batch)
@@ -95,11 +115,18 @@ def run_transformers(twin: Any, work: Work) -> float:
         mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p, _ in batch])
         new = max(new for _, new in batch)
         twin.generate(ids, attention_mask=mask, do_sample=False, max_new_tokens=new, pad_token_id=0)
-    return time.perf_counter() - started
 
 
-def race(model: str, dtype: str, rounds: int, threads: int | None, short: bool) -> list[Load]:
-    """Both engines on every load, in turns."""
+def spent(run: Callable[[], object]) -> Spent:
+    started, worked = time.perf_counter(), time.process_time()
+    run()
+    return Spent(time.perf_counter() - started, time.process_time() - worked)
+
+
+def race(
+    model: str, dtype: str, rounds: int, threads: int | None, short: bool, done: Callable[[], None]
+) -> list[Load]:
+    """Both engines on every load, in turns. `done` is called after each load."""
     llm = LLM(model, "cpu", dtype, threads)
     weights = dict(load_model(open_checkpoint(find(model)), dtype=llm.choice.dtype).named_weights())
     twin = transformers_twin(llm.config, weights, llm.choice.dtype)
@@ -109,15 +136,20 @@ def race(model: str, dtype: str, rounds: int, threads: int | None, short: bool) 
     theirs = threads or fastest_threads(lambda: twin(one, use_cache=False), cores)[0]
     results = []
     for name, work in loads(llm.config.vocab_size, short).items():
-        load = Load(name, str(llm.choice.dtype).removeprefix("torch."))
         tokens = sum(new if len(work) > 1 or new > 1 else len(prompt) for prompt, new in work)
-        for turn in range(rounds + 1):  # the first is a warm-up
+        load = Load(name, str(llm.choice.dtype).removeprefix("torch."), tokens)
+        for turn in range(rounds + 1):  # the first is a warm-up, of a few tokens
+            part = work if turn else [(prompt, min(new, 2)) for prompt, new in work[:STATIC_BATCH]]
             for who in ("ours", "theirs") if turn % 2 else ("theirs", "ours"):
                 torch.set_num_threads(ours if who == "ours" else theirs)
-                seconds = run_ours(llm.engine, work) if who == "ours" else run_transformers(twin, work)
+                if who == "ours":
+                    cost, kept = spent(lambda: run_ours(llm.engine, part)), load.ours  # noqa: B023
+                else:
+                    cost, kept = spent(lambda: run_transformers(twin, part)), load.transformers  # noqa: B023
                 if turn:
-                    (load.ours if who == "ours" else load.transformers).append(tokens / seconds)
+                    kept.append(cost)
         results.append(load)
+        done()
     return results
 
 
@@ -129,11 +161,11 @@ def running(engine: Engine, batch: int, context: int) -> list[Request]:
 
     The cache is not computed but left at zero: attention reads it as fast.
     """
-    rng = random.Random(batch)
+    rng, vocabulary = random.Random(batch), engine.runner.vocab_size
     params = SamplingParams(temperature=0, max_tokens=1 << 20, ignore_eos=True)
     requests = []
     for _ in range(batch):
-        (request,) = engine.add([rng.randrange(256) for _ in range(context)], params)
+        (request,) = engine.add([rng.randrange(vocabulary) for _ in range(context)], params)
         if not engine.scheduler.admit(request):
             raise ValueError(f"{batch} requests of {context} tokens do not fit into the pool.")
         request.num_computed_tokens = context - 1
@@ -158,20 +190,13 @@ def median_seconds(step: Callable[[], object], times: int) -> float:
     return statistics.median(measured)
 
 
-def step_times(model: Decoder, batches: Sequence[int], contexts: Sequence[int], times: int) -> dict[str, Any]:
-    """Milliseconds of a decode step, by batch at a context of 256 and by context at a batch of 1."""
-
-    def measure(batch: int, context: int) -> float:
-        blocks = batch * -(-(context + times + 2) // 16)
-        config = EngineConfig(max_num_seqs=batch, max_num_batched_tokens=max(512, batch), prefix_cache="off")
-        engine = Engine(ModelRunner(model, blocks), blocks, config)
-        running(engine, batch, context)
-        return 1e3 * median_seconds(engine.step, times)
-
-    return {
-        "by batch (context 256)": {batch: measure(batch, 256) for batch in batches},
-        "by context (batch 1)": {context: measure(1, context) for context in contexts},
-    }
+def step_time(model: Decoder, batch: int, context: int, times: int) -> float:
+    """Milliseconds of a decode step of so many requests with so many tokens each."""
+    blocks = batch * -(-(context + times + 2) // 16)
+    config = EngineConfig(max_num_seqs=batch, max_num_batched_tokens=max(512, batch), prefix_cache="off")
+    engine = Engine(ModelRunner(model, blocks), blocks, config)
+    running(engine, batch, context)
+    return 1e3 * median_seconds(engine.step, times)
 
 
 class Nothing:
@@ -189,15 +214,12 @@ class Nothing:
         """Everything is the same to it."""
 
 
-def queue_times(lengths: Sequence[int], times: int) -> dict[int, float]:
+def queue_time(length: int, times: int) -> float:
     """Microseconds of a step without a model, one request running and so many waiting behind it."""
-    results = {}
-    for length in lengths:
-        engine = Engine(Nothing(), 4096, EngineConfig(max_num_seqs=1))
-        for _ in range(length + 1):
-            engine.add([1] * 32, SamplingParams(temperature=0, max_tokens=1 << 20))
-        results[length] = 1e6 * median_seconds(engine.step, times)
-    return results
+    engine = Engine(Nothing(), 4096, EngineConfig(max_num_seqs=1))
+    for _ in range(length + 1):
+        engine.add([1] * 32, SamplingParams(temperature=0, max_tokens=1 << 20))
+    return 1e6 * median_seconds(engine.step, times)
 
 
 def scheduler_share(model: Decoder, batch: int, context: int, times: int) -> dict[str, float]:
@@ -228,6 +250,32 @@ def scheduler_share(model: Decoder, batch: int, context: int, times: int) -> dic
     return {"requests": batch, "step ms": 1e3 * total / times, "books": (total - inside[0]) / total}
 
 
+def race_table(races: Sequence[Load]) -> Table:
+    shown = Table(
+        title="Useful tokens a second, median of the rounds",
+        caption="prefill: tokens read. Ratios: ours to Transformers', of time and of processor time",
+    )
+    for name in ("load", "numbers", "ours", "Transformers", "ratio", "by CPU"):
+        shown.add_column(name, justify="left" if name in ("load", "numbers") else "right")
+    for load in races:
+        ours, theirs = load.speed(load.ours), load.speed(load.transformers)
+        ratios = f"{load.ratio:.2f}", f"{load.processor_ratio:.2f}"
+        shown.add_row(load.name, load.dtype, f"{ours:.1f}", f"{theirs:.1f}", *ratios)
+    return shown
+
+
+def growth_table(title: str, size: str, unit: str, times: Mapping[int, float]) -> Table:
+    """Times by size; beside each how much faster than the size it has grown since the row above."""
+    shown = Table(title=title, caption="growth: 1 is linear; below, the step grows less than that")
+    for name in (size, unit, "growth"):
+        shown.add_column(name, justify="right")
+    rows = list(times.items())
+    for before, row in zip([None, *rows], rows, strict=False):
+        growth = "" if before is None else f"{steepest_growth(dict([before, row])):.2f}"
+        shown.add_row(f"{row[0]:,}", f"{row[1]:.1f}", growth)
+    return shown
+
+
 def main(
     model: Annotated[str, typer.Option(help="A model that Transformers' Llama can run, too.")] = "smollm2",
     dtypes: Annotated[str, typer.Option(help="Number formats, separated by commas.")] = "bf16,fp32",
@@ -238,39 +286,41 @@ def main(
 ) -> None:
     """Run the engine and Transformers on four loads, then take the engine's step apart."""
     console = Console()
-    races = []
-    for dtype in dtypes.split(","):
-        with console.status(f"{dtype}: {rounds} rounds of four loads"):
-            races += race(model, dtype.strip(), rounds, threads, short)
-    shown = Table(title="Useful tokens a second, median of the rounds", caption="prefill: tokens read")
-    for name in ("load", "numbers", "ours", "Transformers", "ratio"):
-        shown.add_column(name, justify="left" if name in ("load", "numbers") else "right")
-    for load in races:
-        ours, theirs = statistics.median(load.ours), statistics.median(load.transformers)
-        shown.add_row(load.name, load.dtype, f"{ours:.1f}", f"{theirs:.1f}", f"{load.ratio:.2f}")
-    console.print(shown)
-    llm = LLM(model, "cpu", dtypes.split(",")[0].strip(), threads)
+    formats = [dtype.strip() for dtype in dtypes.split(",")]
     times = 3 if short else 9
-    batches, contexts = (
-        ((1, 8, 64), (128, 1024)) if short else ((1, 2, 4, 8, 16, 32, 64), (128, 512, 2048, 8000))
-    )
-    with console.status("the step taken apart"):
-        steps = step_times(llm.model, batches, contexts, times)
-        queue = queue_times((1, 10, 100, 1000, 10_000), 200)
+    batches = (1, 8, 64) if short else (1, 2, 4, 8, 16, 32, 64)
+    contexts = (128, 1024) if short else (128, 256, 512, 1024, 2048, 4096, 8192)
+    lengths = (1, 10, 100, 1000, 10_000)
+    races, steps = [], {}
+    with Progress(console=console) as progress:
+        racing = progress.add_task("races", total=4 * len(formats))
+        for dtype in formats:
+            races += race(model, dtype, rounds, threads, short, lambda: progress.advance(racing))
+        llm = LLM(model, "cpu", formats[0], threads)
+        every = [(batch, 256) for batch in batches] + [(1, context) for context in contexts]
+        for batch, context in progress.track(dict.fromkeys(every), description="steps"):
+            steps[batch, context] = step_time(llm.model, batch, context, times)
+        queue = {length: queue_time(length, 200) for length in progress.track(lengths, description="queues")}
         share = scheduler_share(llm.model, 64 if short else 256, 64, times)
-    for name, times_by in steps.items():
-        console.print(f"step, {name}: " + ", ".join(f"{n}: {ms:.1f} ms" for n, ms in times_by.items()))
-    console.print("scheduler, by queue: " + ", ".join(f"{n}: {us:.0f} µs" for n, us in queue.items()))
+    by_batch = {batch: steps[batch, 256] for batch in batches}
+    by_context = {context: steps[1, context] for context in contexts}
+    console.print(race_table(races))
+    console.print(growth_table("A step by batch, context 256", "requests", "ms", by_batch))
+    console.print(growth_table("A step by context, batch 1", "tokens", "ms", by_context))
+    console.print(growth_table("The scheduler's step by its queue", "waiting", "µs", queue))
     console.print(
-        f"{share['requests']} running: {share['step ms']:.1f} ms a step, books {share['books']:.1%}"
+        f"{share['requests']} running: {share['step ms']:.1f} ms a step, of which books {share['books']:.1%}"
     )
     out.mkdir(parents=True, exist_ok=True)
     path = out / f"serving-{datetime.now(UTC):%Y%m%dT%H%M%S%f}.json"
     content = {
         "machine": str(detect()),
         "torch": torch.__version__,
-        "races": [asdict(load) | {"ratio": load.ratio} for load in races],
-        "step ms": steps,
+        "races": [
+            asdict(load) | {"ratio": load.ratio, "processor ratio": load.processor_ratio} for load in races
+        ],
+        "step ms by batch": by_batch,
+        "step ms by context": by_context,
         "queue us": queue,
         "books": share,
     }
