@@ -34,7 +34,7 @@ from course_lib.kernels.lab.text import masked
 
 RECORD = ROOT / "checks" / "gates" / "kernel_mutants.json"
 MOST = 0.05  # of the mutants may survive
-SECONDS = 2.0  # of processor time a launch: the references need a tenth of it
+SECONDS = 1.0  # of processor time a launch: the references need a fifth of it
 OUTCOMES = ("finding", "result", "count", "survived", "does not compile")
 FINDING, RESULT, COUNT, SURVIVED, INVALID = OUTCOMES
 
