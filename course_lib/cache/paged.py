@@ -188,10 +188,7 @@ class PagedCache:
         for part in self.step.parts:
             asked = query[:, part.start : part.end]  # (1, n, H, D)
             if isinstance(part, Singles):
-                keys, values = self.gather(layer, part.blocks)  # (n * most, size, K, D)
-                keys, values = (x.view(len(part.lengths), -1, *x.shape[2:]) for x in (keys, values))
-                bias = part.bias_for(window, keys.shape[1], query.dtype)
-                mixed.append(gathered_attention(asked[0], keys, values, bias, scale)[None])
+                mixed.append(self.attend_singles(layer, asked[0], part, scale, window)[None])
                 continue
             if part.length == part.end - part.start:  # the whole text is in this step
                 keys, values = new_keys[part.start : part.end], new_values[part.start : part.end]
@@ -201,6 +198,20 @@ class PagedCache:
             attended = grouped_query_attention(asked.transpose(1, 2), keys, values, scale, window)
             mixed.append(attended.transpose(1, 2))
         return mixed[0] if len(mixed) == 1 else torch.cat(mixed, dim=1)
+
+    def attend_singles(
+        self,
+        layer: int,
+        query: Float[Tensor, "N H D"],
+        part: Singles,
+        scale: float,
+        window: int | None,
+    ) -> Float[Tensor, "N H D"]:
+        """Attend from one token of each of N requests, whose keys and values are stored already."""
+        keys, values = self.gather(layer, part.blocks)  # (N * most, size, K, D)
+        keys, values = (x.view(len(part.lengths), -1, *x.shape[2:]) for x in (keys, values))
+        bias = part.bias_for(window, keys.shape[1], query.dtype)
+        return gathered_attention(query, keys, values, bias, scale)
 
 
 class Int8PagedCache(PagedCache):

@@ -101,6 +101,7 @@ def introduce(llm: "LLM") -> None:
     facts = {
         "model": f"{llm.name}: {config.parameters / 1e6:.0f}M parameters, {config.num_hidden_layers} layers",
         **llm.choice.reasons(),
+        "attends": llm.runner.attention,
         "cache": room(llm),
         "parts": owners(),
         "ready": f"after {time.perf_counter() - STARTED:.1f} s",

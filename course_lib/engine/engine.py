@@ -48,6 +48,8 @@ class EngineConfig:
     prefix_cache: how known beginnings are found: "hash", "radix" or "off".
     kv_cache_dtype: how keys and values are kept: "auto", in the model's own number format, or "int8", which
         holds nearly twice as many tokens as 16 bits. Whoever makes the runner gives it this, too.
+    attention: who attends for requests that compute one token: "torch", "triton" (on an NVIDIA GPU; elsewhere
+        its interpreter, for tests), or "auto": Triton on an NVIDIA GPU, if it agrees with torch in a trial.
     speculative: who drafts the next tokens: "off", "ngram" (prompt lookup), or the name of a small model
         with the same vocabulary. It changes the speed, and not the text.
     draft_tokens: how many tokens are drafted at a time.
@@ -61,6 +63,7 @@ class EngineConfig:
     max_model_len: int | None = None
     prefix_cache: Literal["hash", "radix", "off"] = "hash"
     kv_cache_dtype: Literal["auto", "int8"] = "auto"
+    attention: Literal["auto", "torch", "triton"] = "auto"
     speculative: str = "off"
     draft_tokens: int = 4
     debug: bool = False

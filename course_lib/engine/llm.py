@@ -158,7 +158,9 @@ class LLM:
         config = config or EngineConfig()
         drafter = None if config.speculative in ("off", "ngram") else self.draft_model(config.speculative)
         blocks = config.num_blocks or pool_blocks(self.config, config, self.choice.dtype, self.choice.device)
-        self.runner = ModelRunner(self.model, blocks, config.block_size, config.kv_cache_dtype)
+        self.runner = ModelRunner(
+            self.model, blocks, config.block_size, config.kv_cache_dtype, config.attention
+        )
         self.engine = Engine(
             self.runner,
             blocks,

@@ -6,7 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from course_lib.cache.paged import PAGED_CACHES, KVCacheDtype, Step
+from course_lib.cache.paged import KVCacheDtype, Step
+from course_lib.cache.paged_triton import Attention, choose_cache
 from course_lib.decode.logprobs import token_logprobs
 from course_lib.decode.params import SamplingParams
 from course_lib.decode.sampler import Sampler
@@ -26,11 +27,14 @@ class ModelRunner:
         num_blocks: int,
         block_size: int = 16,
         kv_cache_dtype: KVCacheDtype = "auto",
+        attention: Attention = "auto",
     ):
         self.model = model
         self.vocab_size = model.config.vocab_size
         self.kv_cache_dtype = kv_cache_dtype
-        cache = PAGED_CACHES[kv_cache_dtype]
+        cache, self.attention = choose_cache(
+            attention, kv_cache_dtype, model.config, block_size, model.dtype, model.device
+        )
         self.cache = cache(model.config, num_blocks, block_size, model.dtype, model.device)
 
     def refuse(self, params: SamplingParams) -> None:
