@@ -190,6 +190,6 @@ def _lengths(code: str, start: int, end: int) -> list[tuple[int, int]]:
     """The stretches that give lengths of declared arrays, or declare shared memory."""
     arrays = [(at, closing(code, at)) for at in local_arrays.lengths(code) if start <= at < end]
     shared = [
-        m.span() for m in re.compile(r"\b(__shared__|threadgroup)\b[^;()]*;").finditer(code, start, end)
+        m.span() for m in re.compile(r"\b(__shared__|threadgroup)\b[^;=]*[;=]").finditer(code, start, end)
     ]
     return arrays + shared
