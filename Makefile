@@ -51,7 +51,7 @@ train: setup ## train a model; BUDGET=2min|15min|full MODEL= DATA=folder NEW=1
 bench: setup ## how fast the engine decodes here, beside Transformers
 	@$(venv)/python -m course_lib.bench
 
-kernels: setup ## run every kernel: its error, its bytes against the formula, time on a GPU
+kernels: setup ## run every kernel: error, bytes against the formula, time on a GPU
 	@$(venv)/python -m course_lib.bench.kernels $(if $(ONLY),--only "$$ONLY")
 
 check-day: setup ## grade a day: make check-day 5

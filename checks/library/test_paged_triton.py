@@ -12,6 +12,7 @@ from course_lib.cache.paged import Int8PagedCache, PagedCache
 from course_lib.cache.paged_triton import TritonPagedCache, choose_cache
 from course_lib.decode import SamplingParams
 from course_lib.engine import LLM, Engine, EngineConfig, ModelRunner
+from course_lib.model.config import FULL, SLIDING
 
 needs_triton = pytest.mark.skipif(
     sys.platform != "linux" or torch.cuda.is_available(),
@@ -54,7 +55,11 @@ def test_course_1m_writes_the_same_tokens(monkeypatch: pytest.MonkeyPatch) -> No
 @needs_triton
 @pytest.mark.parametrize(
     "config",
-    [CONFIG, tiny_llama(num_key_value_heads=1, head_dim=10), tiny_llama(sliding_window=7)],
+    [
+        CONFIG,
+        tiny_llama(num_key_value_heads=1, head_dim=10),
+        tiny_llama(sliding_window=7, layer_types=(SLIDING, FULL)),
+    ],
     ids=["grouped heads", "one head of 10", "window"],
 )
 def test_small_models_write_the_same_tokens(config: Any) -> None:
