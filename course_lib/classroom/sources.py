@@ -128,13 +128,15 @@ def _locate_live(name: str) -> tuple[Module, str, Definition] | None:
     for cut in range(len(steps) - 1, 0, -1):
         try:
             found: object = importlib.import_module(".".join(["course_lib", *steps[:cut]]))
-            for step in steps[cut:]:
-                found = getattr(found, step)
+            for at in range(cut, len(steps)):
+                found = getattr(found, steps[at])
+                if isinstance(found, type):  # a notebook's own method may stand in it: look no further
+                    break
         except (ImportError, AttributeError):
             continue
         module, qualname = getattr(found, "__module__", None), getattr(found, "__qualname__", None)
         if module and qualname and module.startswith("course_lib"):
-            return _locate(module, qualname.split("."), seen=set())
+            return _locate(module, [*qualname.split("."), *steps[at + 1 :]], seen=set())
     return None
 
 
