@@ -49,7 +49,8 @@ class RadixPrefixCache:
         """Go down the tree as far as `tokens` leads, in whole blocks.
 
         Returns (node, inside, known): the last node reached, how many of its tokens fit, and how
-        many tokens have been found in all. Counts all nodes on the way as used now.
+        many tokens have been found in all. Makes the root of a new salt, counts the clock up by 1,
+        and all nodes on the way as used now.
         """
         self.clock += 1
         node, inside, known = self.roots.setdefault(salt, RadixNode()), 0, 0
@@ -104,7 +105,10 @@ class RadixPrefixCache:
             node.children[tuple(tokens[known : known + self.block_size])] = child
 
     def split(self, node: RadixNode, at: int) -> RadixNode:
-        """Cut a node after its first `at` tokens; the rest becomes the upper half's only child."""
+        """Cut a node after its first `at` tokens; the rest becomes the upper half's only child.
+
+        Returns the upper half. Both keep `used`.
+        """
         assert node.parent is not None  # the root holds no tokens
         size = self.block_size
         upper = RadixNode(node.parent, node.tokens[:at], node.blocks[: at // size], used=node.used)
@@ -118,6 +122,7 @@ class RadixPrefixCache:
 
         The leaf used least recently comes first, and of a leaf its end. A node above is touched
         only when it has become a leaf itself: what remains can always be reached from the root.
+        A root that has nothing below it any more is forgotten, too: its salt leaves `roots`.
         """
         size = self.block_size
         nodes = (node for root in self.roots.values() for node in root.walk())
