@@ -18,7 +18,7 @@
 //                                                      threads
 //
 // It goes on in matmul_register_tiled.cu and matmul_wmma.cu.
-// Source: CUDA C++ Programming Guide 13.0, section 3.2.4.
+// Source: CUDA C++ Programming Guide 13.0, Programming Interface, "Shared Memory".
 
 __global__ void matmul_naive(const float* a, const float* b, float* c, int rows, int columns,
                              int depth) {

@@ -17,7 +17,7 @@
 // matmul_wmma            32 x 32  128       4 P / 32    6912 B  tensor cores multiply 16 x 16
 //                                                               tiles of halves, one a warp
 //
-// Source: CUDA C++ Programming Guide 13.0, section 10.24.
+// Source: CUDA C++ Programming Guide 13.0, C++ Language Extensions, "Warp Matrix Functions".
 
 #include <cuda_fp16.h>
 #include <mma.h>

@@ -14,7 +14,7 @@
 // vector_add_grid_stride  any                  each thread goes on by the grid's width: one
 //                                              launch of a fixed size serves any n
 //
-// Source: CUDA C++ Programming Guide 13.0, sections 2.1 and 2.2; M. Harris, "CUDA Pro Tip: Write
+// Source: CUDA C++ Programming Guide 13.0, "Programming Model"; M. Harris, "CUDA Pro Tip: Write
 // Flexible Kernels with Grid-Stride Loops" (2013).
 
 __global__ void vector_add(const float* a, const float* b, float* c, int n) {

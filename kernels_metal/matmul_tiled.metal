@@ -22,7 +22,7 @@
 // matmul_register_tiled.metal goes on from here.
 //
 // Source: Metal Shading Language Specification 3.2, section 4.2 (address spaces); CUDA C++
-// Programming Guide 13.0, section 3.2.4, for the tiles. Not yet run on a Mac.
+// Programming Guide 13.0, "Shared Memory", for the tiles. Not yet run on a Mac.
 
 #include <metal_stdlib>
 using namespace metal;
