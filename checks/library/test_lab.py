@@ -434,6 +434,33 @@ def test_threads_may_return_early_where_that_is_asked_for(hostile: Module) -> No
     assert a.sum() == 50
 
 
+def test_races_in_another_order_have_another_fingerprint(hostile: Module) -> None:
+    marks = []
+    for kernel, grid, block in (("no_barrier", 1, 64), ("lost_updates", 1, 64), ("lost_updates", 2, 1)):
+        with pytest.raises(KernelFault) as caught:
+            hostile.launch(kernel, grid, block, zeros(64))
+        marks.append(caught.value.fingerprint)
+    assert marks == [
+        "race tile (write after read)",
+        "race a (read after write)",
+        "race a (read after write in another block)",
+    ]
+
+
+def test_findings_beyond_the_first_three_are_counted() -> None:
+    for lines, said in ((3, "is chance\\.$"), (4, "and 1 more finding\\.$"), (5, "and 2 more findings\\.$")):
+        text = "".join(f"    a[{i}] = threadIdx.x;\n" for i in range(lines))
+        with pytest.raises(KernelFault, match=said):
+            Module(f"__global__ void k(float* a) {{\n{text}}}").launch("k", 1, 32, zeros(8))
+
+
+def test_what_is_declared_has_a_limit_of_its_own() -> None:
+    module = Module("__global__ void k(float* a) {\n    __shared__ float s[20000];\n    s[0] = a[0];\n}")
+    said = "declares take 80,000 bytes of shared memory, and 49,152 is the most on A100; with dynamic"
+    with pytest.raises(KernelFault, match=said):
+        module.launch("k", 1, 1, zeros(1))
+
+
 def test_the_limits_are_those_of_the_chip(hostile: Module) -> None:
     module = Module("__global__ void k(float* a) { extern __shared__ float s[]; s[0] = 1; a[0] = s[0]; }")
     assert module.launch("k", 1, 1, zeros(1), shared_bytes=200 * 1024, chip="sm_90").ok
@@ -678,7 +705,7 @@ def test_errors_stand_at_the_learners_line(text: str, line: int, says: str) -> N
         ("long long t = clock64();", "the clock"),
         ("float* p = new float[4];", "heap"),
         ("unsigned m = __activemask();", "__activemask"),
-        ("float v = __shfl_down(a[0], 1);", "without a mask"),
+        ("float v = __shfl_down(a[0], 1);", "deprecated since CUDA 9 and gone from Volta on"),
         ("cuda::barrier<cuda::thread_scope_block> b;", "libcu++"),
         ("__nv_fp8_e4m3 x;", "FP8"),
     ],

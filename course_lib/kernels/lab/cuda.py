@@ -73,7 +73,7 @@ _REFUSED = (
     (
         r"\b__shfl(_up|_down|_xor)?\s*\(|\b__(any|all|ballot)\s*\(",
         "warp operations without a mask",
-        "they are gone since CUDA 9: use the functions that end in _sync",
+        "they are deprecated since CUDA 9 and gone from Volta on: use the functions that end in _sync",
     ),
     (r"\b__managed__\b", "managed variables", "pass the array as an argument"),
     (

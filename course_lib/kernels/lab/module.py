@@ -380,12 +380,15 @@ def _too_much_shared(kernel: str, label: str, shared: tuple[SharedArray, ...], c
     static = sum(a.size for a in shared if a.line and not a.dynamic)
     total = sum(a.size for a in shared)
     line = max((a.line for a in shared), default=0)
-    for size, limit, what in ((static, chip.static_shared, "declared"), (total, chip.shared, "all")):
+    opt_in = f"; with dynamic shared memory it is {chip.shared:,}" if chip.shared > chip.static_shared else ""
+    for size, limit, what, more in (
+        (static, chip.static_shared, "the arrays that a block declares take", opt_in),
+        (total, chip.shared, "its block uses", ""),
+    ):
         if size > limit:
             said = (
-                f"{label}, line {line}: {kernel}: its block uses {size:,} bytes of shared memory ({what}), "
-                f"and {chip.title} has "
-                f"{limit:,}."
+                f"{label}, line {line}: {kernel}: {what} {size:,} bytes of shared memory, and {limit:,} is "
+                f"the most on {chip.title}{more}."
             )
             return [Finding("too much shared memory", said, kernel, Place((0, 0, 0), (0, 0, 0), line))]
     return []
@@ -421,5 +424,5 @@ def _without_words(kernel: str, label: str, ended: native.Ended) -> Finding:
 
 
 def _summary(findings: Sequence[Finding], most: int = 3) -> str:
-    text = "\n".join(f.message for f in findings[:most])
-    return text + (f"\n… and {len(findings) - most} more findings." if len(findings) > most else "")
+    text, left = "\n".join(f.message for f in findings[:most]), len(findings) - most
+    return text + (f"\n… and {left} more finding{'s' if left > 1 else ''}." if left > 0 else "")

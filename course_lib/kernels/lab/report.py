@@ -55,11 +55,23 @@ class KernelFault(LabError):
     def __init__(self, message: str, report: "Report"):
         super().__init__(message)
         self.report = report
-        self.fingerprint = ", ".join(sorted({f"{f.kind} {f.variable}".strip() for f in report.findings}))
+        # Both orders follow each other in a loop; which one comes first tells two missing barriers apart.
+        first = {(f.kind, f.variable): f for f in reversed(report.findings)}
+        self.fingerprint = ", ".join(sorted(map(_mark, first.values())))
 
     @property
     def findings(self) -> tuple[Finding, ...]:
         return self.report.findings
+
+
+def _mark(finding: Finding) -> str:
+    """A finding without its place, equal for equal mistakes: "race tile (read after write)"."""
+    here, other = finding.place, finding.other
+    order = ""
+    if finding.kind == "race" and other is not None:
+        far = " in another block" if here.block != other.block else ""
+        order = f"({here.kind} after {other.kind}{far})"
+    return f"{finding.kind} {finding.variable} {order}".strip()
 
 
 @dataclass(frozen=True)
