@@ -3,13 +3,25 @@
 import io
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import pytest
 from rich.console import Console
 
-from course_lib.classroom import build, checking, grade, kernels, prove, scoreboard, sources
+from course_lib.classroom import (
+    build,
+    checking,
+    diagnose,
+    grade,
+    kernels,
+    notebook,
+    prove,
+    scoreboard,
+    sources,
+)
 from course_lib.classroom.lesson import Lesson, LessonError, load_lesson
 from course_lib.classroom.sandbox import Sandbox
 
@@ -164,6 +176,78 @@ def test_a_fault_is_told_at_the_cells_own_line(lesson: Lesson, sandbox: Sandbox)
     assert "line 2: 'nothing' was not declared" in broken.reason
 
 
+@pytest.mark.parametrize(
+    ("message", "said"),
+    [
+        ("adds nothing", "Adds nothing."),
+        ("vector_add.cu, line 5: a[9] is out", "vector_add.cu, line 5: a[9] is out."),
+        ("softmax.metal, line 2: too far.", "softmax.metal, line 2: too far."),
+        ("add.cu, line 5: expected ';'\n    c[0] = 1", "add.cu, line 5: expected ';'\n    c[0] = 1"),
+        ("", ""),
+    ],
+)
+def test_a_message_is_a_sentence_but_for_files_and_source_lines(message: str, said: str) -> None:
+    assert notebook._sentence(message) == said
+
+
+NEIGHBOR = """
+__global__ void vector_add(const float* a, const float* b, float* c, int n) {
+    __shared__ float tile[256];
+    int i = blockIdx.x * blockDim.x + threadIdx.x;
+    float sum = 0;
+    for (int step = 0; step < 2; ++step) {
+        tile[threadIdx.x] = i < n ? (step ? b[i] : a[i]) : 0.0f;
+        __syncthreads();  // first
+        sum += tile[threadIdx.x ^ 32];
+        __syncthreads();  // second
+    }
+    if ((i ^ 32) < n) c[i ^ 32] = sum;
+}
+"""
+
+
+def test_two_missing_barriers_are_told_apart(lesson: Lesson, sandbox: Sandbox) -> None:
+    add = lesson.exercises[ADD]
+    assert checking.check_exercise(sandbox, add, kernels.cell(add, NEIGHBOR)).passed
+    wrongs = [
+        replace(add.wrongs[0], source=NEIGHBOR.replace(f"__syncthreads();  // {which}", ""), says=which)
+        for which in ("first", "second")
+    ]
+    add = replace(add, wrongs=wrongs)
+    for wrong in wrongs:
+        verdict = checking.check_exercise(sandbox, add, kernels.cell(add, wrong.source))
+        assert "race on byte" in verdict.reason and verdict.diagnosis == wrong.says
+
+
+def test_nothing_is_named_while_another_mistake_may_be_it(
+    lesson: Lesson, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add = lesson.exercises[ADD]
+    verdict = checking.check_exercise(sandbox, add, kernels.cell(add, add.wrongs[0].source))
+    assert verdict.diagnosis == add.wrongs[0].says
+    monkeypatch.setattr(diagnose, "_known", {})
+    # The clock stands still until the first wrong solution has been compared.
+    clock = iter([0.0] * (1 + len(add.checks)))
+    monkeypatch.setattr(diagnose, "time", SimpleNamespace(monotonic=lambda: next(clock, 9.0)))
+    assert diagnose.looks_as_if(sandbox, add, verdict, budget=1.0) == ""
+    assert len(diagnose._known) == len(add.checks)
+
+
+def test_a_repair_run_as_handed_out_shows_what_the_checks_find(lesson: Lesson, sandbox: Sandbox) -> None:
+    repair = lesson.exercises[SUM]
+    cell = sources.stub_source(repair)
+    assert all(c.outcome is None for c in checking.check_exercise(sandbox, repair, cell).checks)
+    verdict = checking.check_exercise(sandbox, repair, cell, show_broken=True)
+    assert verdict.status == checking.NOT_ATTEMPTED
+    said = notebook._verdict_text(lesson, repair, notebook.RunCell(cell, 1), verdict, 0.0)
+    assert said.startswith("not attempted") and "race on byte" in said and "mend it" in said
+    add = lesson.exercises[ADD]
+    verdict = checking.check_exercise(sandbox, add, sources.stub_source(add), show_broken=True)
+    assert verdict.status == checking.NOT_ATTEMPTED and verdict.first_failure is None
+    empty = f"%%cuda {SUM}\n// nothing"
+    assert checking.check_exercise(sandbox, repair, empty, show_broken=True).first_failure is None
+
+
 def test_most_small_mistakes_are_noticed(lesson: Lesson, sandbox: Sandbox) -> None:
     add = lesson.exercises[ADD]
     found = prove.mutants_of(add)
@@ -203,9 +287,9 @@ def notebooks(lesson: Lesson, sandbox: Sandbox) -> Path:
     build._execute(lesson, made["solutions/day_17_kernels/lesson.ipynb"], solved)
     build._golden_outputs(lesson, made["checks/day_17.ipynb"], checks)
     root = lesson.path.parents[2]
-    for name, notebook in made.items():
+    for name, written in made.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_text(nbformat.writes(notebook), encoding="utf-8")
+        (root / name).write_text(nbformat.writes(written), encoding="utf-8")
     return root
 
 

@@ -172,12 +172,10 @@ def test_the_error_of_an_estimate_is_in_powers_of_two():
     assert predictions.error(0, 0) == 0.0
     assert predictions.error(0, 1) is None
     assert predictions.error(-1, 1) is None
-    assert predictions.verdict(40, 61) == "You said 40, measured 61: 1.52 times too low, +0.6 powers of two."
+    assert predictions.verdict(40, 61) == "You said 40, measured 61: 1.52 times too low."
     assert predictions.verdict(40, 40.5) == "You said 40, measured 40.5: right on."
-    assert (
-        predictions.verdict(1e6, 1000)
-        == "You said 1,000,000, measured 1,000: 1,000 times too high, -10.0 powers of two."
-    )
+    assert predictions.verdict(1e6, 1000) == "You said 1,000,000, measured 1,000: 1,000 times too high."
+    assert predictions.verdict(8, 6.62) == "You said 8, measured 6.62: 1.21 times too high."
 
 
 # Drills

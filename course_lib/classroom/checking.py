@@ -169,16 +169,19 @@ def check_exercise(
     diagnose: bool = True,
     stop_at_first: bool = False,
     together: Mapping[str, str] | None = None,
+    show_broken: bool = False,
 ) -> ExerciseVerdict:
     """Check a cell: first without running it, then check by check in children of the sandbox.
 
     After a check that runs out of time the exercise's other checks are not run. With `diagnose`, a failure is
     compared with the exercise's known mistakes. `together` holds the cells of further parts, by exercise, to
-    be used in place of the references.
+    be used in place of the references. With `show_broken`, a kernel to repair is run as it was handed out,
+    too: its verdict stays "not attempted", and holds what the checks found.
     """
     checks = checks_of(exercise)
     reason = not_attempted(exercise, cell_source)
-    if reason:
+    broken = exercise.kind == "kernel" and exercise.is_repair and kernels.bare(cell_source) != ""
+    if reason and not (show_broken and broken):
         return ExerciseVerdict(
             exercise.name, NOT_ATTEMPTED, reason, [CheckVerdict(c.index, c.says, None) for c in checks]
         )
@@ -190,6 +193,8 @@ def check_exercise(
         if outcome is not None and not outcome.passed:
             over = over or stop_at_first or outcome.status == "timeout" or same_everywhere(outcome)
     verdict = conclude(exercise, verdicts)
+    if reason:
+        return replace(verdict, status=NOT_ATTEMPTED, reason=reason)
     if verdict.status == FAILED and diagnose:
         from course_lib.classroom.diagnose import looks_as_if
 

@@ -25,9 +25,10 @@ _MUTE = (
 def looks_as_if(
     sandbox: Sandbox, exercise: Exercise, verdict: "checking.ExerciseVerdict", budget: float = float("inf")
 ) -> str:
-    """What is wrong (`says` of a wrong solution) if all outcomes of the two agree, else "".
+    """What is wrong (`says` of a wrong solution) if all outcomes agree with that one alone, else "".
 
-    After `budget` seconds nothing more is run, and a mistake that is not yet found stays unnamed.
+    After `budget` seconds nothing more is run; a wrong solution that was not compared may agree as well, so
+    that nothing is named then. What was run is kept, and the next call goes on from there.
     """
     end = time.monotonic() + budget
     if exercise.kind == "quiz":
@@ -36,8 +37,11 @@ def looks_as_if(
     failures = [o for o in seen.values() if not o.passed]
     if not failures or all(o.fingerprint.startswith(_MUTE) for o in failures):
         return ""
-    matches = [w.says for w in exercise.wrongs if _matches(sandbox, exercise, w.source, seen, end)]
-    return matches[0] if len(set(matches)) == 1 else ""
+    alike = [(w.says, _matches(sandbox, exercise, w.source, seen, end)) for w in exercise.wrongs]
+    if any(matching is None for _, matching in alike):
+        return ""
+    matches = {says for says, matching in alike if matching}
+    return matches.pop() if len(matches) == 1 else ""
 
 
 _known: dict[tuple[int, str, int, str, str], str] = {}  # fingerprints of wrong solutions, run once a process
@@ -45,14 +49,15 @@ _known: dict[tuple[int, str, int, str, str], str] = {}  # fingerprints of wrong 
 
 def _matches(
     sandbox: Sandbox, exercise: Exercise, source: str, seen: dict[int, Outcome], end: float = float("inf")
-) -> bool:
+) -> bool | None:
+    """Whether a wrong solution has the same outcomes; None where the time is over before that is known."""
     # Failing checks first: most wrong solutions part there, and the rest need not be run.
     for index, outcome in sorted(seen.items(), key=lambda item: item[1].passed):
         check = exercise.checks[index]
         key = (sandbox.day, exercise.name, index, source, check.source)
         if key not in _known:
             if time.monotonic() > end:
-                return False
+                return None
             timeout = check.timeout if outcome.status == "timeout" else min(check.timeout, 3.0)
             _known[key] = _mark(sandbox.run(Job(exercise.name, index, source, timeout=timeout)))
         if _known[key] != _mark(outcome):

@@ -312,9 +312,9 @@ def _verdict(lesson: Lesson, exercise: Exercise, source: str) -> Any:
 
     try:
         sandbox = _BENCH.get(lesson.day)
-        verdict = check_exercise(sandbox, exercise, source, diagnose=False)
+        verdict = check_exercise(sandbox, exercise, source, diagnose=False, show_broken=True)
         # A notebook does not wait for what a slow solution's known mistakes do; `make check-day` does.
-        failure = verdict.first_failure
+        failure = verdict.first_failure if verdict.status == "failed" else None
         if failure is not None and failure.outcome is not None and failure.outcome.status != "timeout":
             verdict = replace(verdict, diagnosis=looks_as_if(sandbox, exercise, verdict, budget=1.0))
     except SandboxError as problem:
@@ -334,8 +334,12 @@ def _verdict_text(lesson: Lesson, exercise: Exercise, cell: RunCell, verdict: An
             text = "\n".join([text, *_printed(verdict)])
         return f'{text}\nsolution("{name}") shows the course\'s own.'
     if verdict.status == "not attempted":
-        what = f"{verdict.reason}: write your code in it and run it, then run this one again."
-        text = f"{_paint(YELLOW, 'not attempted')}  {name}{where}\n{_sentence(what)}"
+        again = "mend it and run it" if exercise.is_repair else "write your code in it and run it"
+        if exercise.kind != "kernel":  # whose own cell is the check
+            again += ", then run this one again"
+        text = f"{_paint(YELLOW, 'not attempted')}  {name}{where}\n{_sentence(f'{verdict.reason}: {again}.')}"
+        if (broken := verdict.first_failure) is not None:  # of a kernel to repair, run as it was handed out
+            text += f"\nThe first check that fails: {broken.says}.\n{_sentence(broken.outcome.message)}\n"
         return f"{text}\n{_next_hint(exercise)}"
     failure = verdict.first_failure
     if failure is None:
@@ -375,7 +379,11 @@ def _full_stop(text: str) -> str:
 
 
 def _sentence(text: str) -> str:
-    return _full_stop(text[:1].upper() + text[1:]) if text else ""
+    """With a capital and a full stop, but for the file's name that a kernel's message begins with and a line
+    of its source at the end, where a stop would look like the learner's."""
+    if not re.match(r"\S+\.(cu|metal)\b", text):
+        text = text[:1].upper() + text[1:]
+    return text if not text or text.split("\n")[-1].startswith("    ") else _full_stop(text)
 
 
 def _shorten(text: str, lines: int = 12) -> str:

@@ -202,7 +202,7 @@ def _estimates(kept: dict[str, Any]) -> list[RenderableType]:
     middle = median(abs(error) for error in found)
     head = Text.assemble(
         ("Your estimates", "bold"),
-        f"  {len(found)} measured, half of them within {middle:.1f} powers of two",
+        f"  {len(found)} measured, half of them within a factor of {2**middle:.1f}",
     )
     table = Table.grid(padding=(0, 1))
     table.add_column(width=26, justify="right", style="dim")

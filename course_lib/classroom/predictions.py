@@ -38,7 +38,7 @@ def verdict(predicted: float, measured: float) -> str:
     factor = 2 ** abs(off)
     times = f"{factor:.2f}" if factor < 10 else say(factor)
     direction = "low" if off > 0 else "high"
-    return f"{said}: {times} times too {direction}, {off:+.1f} powers of two."
+    return f"{said}: {times} times too {direction}."
 
 
 def errors(progress: dict[str, Any]) -> list[float]:
