@@ -161,7 +161,7 @@ def test_the_overview_fits_eighty_columns_and_tells_what_was_done(course):
     assert "1 of 30 days" in text
     parts = sum(1 for e in lesson.exercises.values() if e.kind == "part")
     assert f"{parts} of " in text
-    assert "4 measured, half of them within" in text
+    assert "4 measured, half of them within a factor of 4.1" in text
     for day in range(1, 31):
         assert re.search(rf"(?m)\b{day} [●◐○·] \w", text), day
 
