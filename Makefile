@@ -39,7 +39,7 @@ setup: ## install what the course needs into .venv
 start: setup ## open JupyterLab at the first unfinished day
 	@$(venv)/python -m course_lib.classroom start
 
-engine: setup ## chat; PROMPT="…" MODEL= SPECULATE=ngram QUANTIZE=int8 KV_CACHE_DTYPE=int8 PARTS=mine COSTS=1
+engine: setup ## chat; PROMPT= MODEL= SPECULATE= QUANTIZE= KV_CACHE_DTYPE= PARTS=
 	@$(venv)/python -m course_lib.engine $(if $(PROMPT),--prompt "$$PROMPT") $(if $(MODEL),--model "$$MODEL") \
 		$(if $(SPECULATE),--speculate "$$SPECULATE") $(if $(QUANTIZE),--quantize "$$QUANTIZE") \
 		$(if $(KV_CACHE_DTYPE),--kv-cache-dtype "$$KV_CACHE_DTYPE") $(if $(COSTS),--costs)
