@@ -54,12 +54,12 @@ def split(code: str, separator: str = ",") -> list[str]:
 def depth_at(code: str, position: int) -> int:
     """How many braces are open at a position, not counting those of namespaces and `extern "C"`."""
     open_braces: list[bool] = []
-    for i in range(position):
-        if code[i] == "{":
-            before = code[:i].rstrip()
-            outer = re.search(r"(namespace(\s+\w+)*|extern\s*\"[^\"]*\")$", before[-200:])
+    for brace in re.finditer(r"[{}]", code[:position]):
+        if brace.group() == "{":
+            before = code[max(0, brace.start() - 200) : brace.start()].rstrip()
+            outer = re.search(r"(namespace(\s+\w+)*|extern\s*\"[^\"]*\")$", before)
             open_braces.append(outer is None)
-        elif code[i] == "}" and open_braces:
+        elif open_braces:
             open_braces.pop()
     return sum(open_braces)
 
