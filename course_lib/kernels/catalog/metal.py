@@ -5,17 +5,15 @@ A name that ends in _float, _half or _bfloat is an instance of a template: its a
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 
 from course_lib.kernels.catalog import problems
 from course_lib.kernels.catalog.case import Case, Kernel, Launch
 from course_lib.kernels.catalog.problems import EPS, Array, Problem, Tolerance, empty
+from course_lib.kernels.catalog.sizes import SIZES, Shapes, Sizes
 from course_lib.numerics import round_to_bfloat16
 
-Shape = tuple[Any, ...]
-Shapes = tuple[Shape, ...]
 Arguments = tuple[Array | int | float, ...]
 TYPES = ("float", "half", "bfloat")
 
@@ -245,19 +243,15 @@ def versions(
     file: str,
     names: Sequence[str],
     build: Callable[..., Case],
-    *,
-    shapes: Shapes,
-    counted: Shape,
-    large: Shape,
+    sizes: Sizes,
 ) -> Iterator[Kernel]:
     """The kernels of one source; `T` at a name's end stands for each of the types."""
     for name in names:
         for one in [name[:-1] + kind for kind in TYPES] if name.endswith("_T") else [name]:
-            some = shapes if type_of(one) == "float" else shapes[1::2]
-            yield Kernel(f"kernels_metal/{file}.metal", one, build, some, counted, large)
+            some = sizes.shapes if type_of(one) == "float" else sizes.shapes[1::2]
+            yield Kernel(f"kernels_metal/{file}.metal", one, build, some, sizes.counted, sizes.large)
 
 
-NORMS: Shapes = ((1, 1, 32), (3, 31, 64), (7, 257, 128), (2, 509, 256))
 HEADS: Shapes = ((1, 1, 1, 64), (3, 1, 33, 64), (1, 1, 35, 128), (2, 2, 71, 64), (4, 2, 37, 64))
 PAGES: Shapes = (
     ((1,), 1, 1, 64, 16),
@@ -272,25 +266,19 @@ KERNELS = (
         "vector_add",
         ("vector_add", "vector_add4", "vector_add_grid_stride"),
         vector_add,
-        shapes=((1,), (31,), (256,), (1003,)),
-        counted=(4096,),
-        large=(1 << 26,),
+        SIZES["vector_add"],
     ),
     *versions(
         "transpose",
         ("transpose_naive", "transpose_tiled", "transpose"),
         transpose,
-        shapes=((61, 37), (1, 33), (33, 1)),
-        counted=(64, 96),
-        large=(8192, 8192),
+        SIZES["transpose"],
     ),
     *versions(
         "reduce_sum",
         ("reduce_sum_atomic", "reduce_sum_tree", "reduce_sum"),
         reduce_sum,
-        shapes=((1,), (97,), (5000,)),
-        counted=(4096,),
-        large=(1 << 26, 320),
+        SIZES["reduce_sum"],
     ),
     *(
         kernel
@@ -299,86 +287,61 @@ KERNELS = (
             ("matmul_register_tiled", ("matmul_register_tiled",)),
             ("matmul_simdgroup", ("matmul_simdgroup_T",)),
         )
-        for kernel in versions(
-            file,
-            names,
-            matmul,
-            shapes=((1, 1, 1), (1, 67, 13), (37, 1, 17), (67, 41, 33)),
-            counted=(128, 64, 32),
-            large=(4096, 4096, 4096),
-        )
+        for kernel in versions(file, names, matmul, SIZES["matmul"])
     ),
     *versions(
         "softmax",
         ("softmax_two_pass", "softmax_simd", "softmax_T"),
         softmax,
-        shapes=((1, 1, 32), (3, 31, 64), (2, 257, 256), (5, 1009, 128), (3, 301, 64, True)),
-        counted=(3, 1024),
-        large=(16384, 4096),
+        SIZES["softmax"],
     ),
     *versions(
         "layer_norm",
         ("layer_norm_two_pass", "layer_norm_simd", "layer_norm_T"),
         layer_norm,
-        shapes=(*NORMS, (3, 257, 128, 1e4)),
-        counted=(8, 512),
-        large=(16384, 4096),
+        SIZES["layer_norm"],
     ),
     *versions(
         "rms_norm",
         ("rms_norm_naive", "rms_norm_T", "rms_norm_add_T"),
         rms_norm,
-        shapes=((1, 1), (1, 331), (131, 7), (9, 64)),
-        counted=(64, 96),
-        large=(16384, 4096),
+        SIZES["rms_norm"],
     ),
     *versions(
         "rope",
         ("rope_naive", "rope_table", "rope_T"),
         rope,
-        shapes=((1, 1, 2), (1, 3, 10), (7, 5, 26), (13, 2, 64)),
-        counted=(16, 4, 64),
-        large=(8192, 32, 128),
+        SIZES["rope"],
     ),
     *versions(
         "attention_naive",
         ("attention_global", "attention_naive"),
         attention,
-        shapes=((1, 1, 1), (2, 37, 13), (1, 131, 24)),
-        counted=(2, 64, 32),
-        large=(16, 4096, 64),
+        SIZES["attention_naive"],
     ),
     *versions(
         "flash_attention",
         ("attention_online_T", "flash_attention_T"),
         flash_attention,
-        shapes=(*HEADS, (1, 1, 40, 64, 60.0)),
-        counted=(2, 1, 96, 64),
-        large=(16, 4, 4096, 64),
+        Sizes((*HEADS, (1, 1, 40, 64, 60.0)), counted=(2, 1, 96, 64), large=(16, 4, 4096, 64)),
     ),
     *versions(
         "paged_attention",
         ("paged_attention_naive", "paged_attention_T", "paged_attention_split_T"),
         paged_attention,
-        shapes=PAGES,
-        counted=((37, 64, 5), 6, 2, 64, 16),
-        large=((4096,) * 64, 32, 8, 128, 16, 4),
+        Sizes(PAGES, counted=((37, 64, 5), 6, 2, 64, 16), large=((4096,) * 64, 32, 8, 128, 16, 4)),
     ),
     *versions(
         "gemv_int8",
         ("gemv_int8_naive", "gemv_int8_simd", "gemv_int8_T"),
         gemv,
-        shapes=((1, 4), (1, 1012), (37, 52), (131, 128)),
-        counted=(32, 256),
-        large=(16384, 8192),
+        SIZES["gemv_int8"],
     ),
     *versions(
         "gemv_int4",
         ("gemv_int4_naive", "gemv_int4_T"),
         gemv,
-        shapes=((1, 32), (1, 992), (37, 96), (131, 128)),
-        counted=(32, 256),
-        large=(16384, 8192),
+        SIZES["gemv_int4"],
     ),
 )
 
